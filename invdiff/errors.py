@@ -1,0 +1,39 @@
+"""Errors that users meet. The command line prints their one line and chooses the exit code; nothing else is caught."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InvdiffError(Exception):
+    """Something failed for a reason the user can act on: the message says what, where and how to fix it. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(InvdiffError, ValueError):
+    """An argument cannot be used: unknown name, value out of range, wrong shape. Exit code 2."""
+
+    exit_code = 2
+
+
+class ImageError(InvdiffError):
+    """An image file is missing, unreadable or cannot be written."""
+
+
+class CheckpointError(InvdiffError):
+    """A checkpoint is missing, incomplete, truncated or does not fit its configuration."""
+
+
+class NumericalError(InvdiffError):
+    """A computation produced NaN or infinity; the message names the solver, the step and sigma."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], fix: str = "") -> UsageError:
+    """The error for a name that does not exist: lists what does and the closest match."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    listing = ", ".join(names) if names else "none"
+    return UsageError(f"unknown {kind} {name!r}.{hint} Available: {listing}.{' ' + fix if fix else ''}")
