@@ -1,0 +1,213 @@
+"""The contract of a forward operator A, in deepinv's vocabulary.
+
+A subclass is a frozen dataclass that writes `A`, its declared parameters and, where y has another shape than x, its shape
+maps. Everything else has a correct default: the adjoint by automatic differentiation, inverses by conjugate gradients.
+An operator that knows a singular value decomposition says so (`has_svd`) and gets every inverse in closed form.
+
+    x: (B, C, H, W) float tensor, y: (B, *measurement_shape). Shapes in this module leave out the batch dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from invdiff.errors import UsageError
+from invdiff.linalg import conjugate_gradients
+from invdiff.parameters import format_spec, validate
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A forward operator. Immutable; equal specs give equal operators; safe to pickle."""
+
+    name: ClassVar[str] = "operator"
+    linear: ClassVar[bool] = True
+    differentiable: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        validate(self, self.name)
+        object.__setattr__(self, "_cache", {})
+
+    # What a subclass writes.
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        """The noiseless measurement of x."""
+        raise NotImplementedError
+
+    def measurement_shape(self, shape: Shape) -> Shape:
+        """Shape of y for an image of this shape. Raises UsageError if the operator cannot take such an image."""
+        return shape
+
+    def image_shape(self, shape: Shape) -> Shape:
+        """Shape of x for a measurement of this shape. Raises UsageError if no image gives such a measurement."""
+        return shape
+
+    def usable_shape(self, shape: Shape) -> Shape:
+        """The largest image shape not above this one that the operator can take (a whole number of blocks, say)."""
+        return shape
+
+    @property
+    def has_svd(self) -> bool:
+        """True if U, V and the singular values are available."""
+        return False
+
+    def svd(self, shape: Shape) -> SVD:
+        """The decomposition for images of this shape; only where has_svd."""
+        raise UsageError(f"{self} has no singular value decomposition in closed form")
+
+    def observed(self, shape: Shape) -> torch.Tensor | None:
+        """1 where an entry of y is measured and 0 where it is only a place-holder (a masked pixel), broadcastable to y;
+        None where every entry is measured. `shape` is the image's."""
+        return None
+
+    # What follows from it.
+
+    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """A^T y. Default: the vector-Jacobian product of A, which is exact for a linear A."""
+        self._require_linear("A_adjoint")
+        return self.A_vjp(y.new_zeros(y.shape[0], *self.image_shape(tuple(y.shape[1:]))), y)
+
+    def A_vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """J(x)^T v, with J the Jacobian of A at x."""
+        if self.linear and type(self).A_adjoint is not Operator.A_adjoint:
+            return self.A_adjoint(v)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.A(x), x, v)
+        return gradient
+
+    def A_adjoint_A(self, x: torch.Tensor) -> torch.Tensor:
+        """A^T A x."""
+        return self.A_adjoint(self.A(x))
+
+    def A_A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        """A A^T y."""
+        return self.A(self.A_adjoint(y))
+
+    def A_dagger(self, y: torch.Tensor) -> torch.Tensor:
+        """The pseudo-inverse: the x of least norm among those of least ||A x - y||."""
+        self._require_linear("A_dagger")
+        if self.has_svd:
+            svd = self.svd(self.image_shape(tuple(y.shape[1:])))
+            return svd.V(svd.inverse_singular_values.to(y) * svd.U_adjoint(y))
+        return conjugate_gradients(self.A_adjoint_A, self.A_adjoint(y))
+
+    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        """argmin_x  gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2  =  (gamma A^T A + I)^-1 (gamma A^T y + z)."""
+        self._require_linear("prox_l2")
+        if self.has_svd:
+            svd = self.svd(tuple(z.shape[1:]))
+            s = svd.singular_values.to(z)
+            # z - prox = V  gamma s / (gamma s^2 + 1)  (s V^T z - U^T y); nothing moves in the null space of A.
+            return z - svd.V(gamma * s / (gamma * s**2 + 1) * (s * svd.V_adjoint(z) - svd.U_adjoint(y)))
+        residual = gamma * self.A_adjoint(y - self.A(z))
+        return z + conjugate_gradients(
+            lambda x: gamma * self.A_adjoint_A(x) + x,
+            residual,
+            precondition=self.prox_preconditioner(tuple(z.shape[1:]), gamma),
+        )
+
+    def prox_preconditioner(self, shape: Shape, gamma: float) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """An approximation of (gamma A^T A + I)^-1 that speeds conjugate gradients up, or None."""
+        return None
+
+    def solve_data(self, v: torch.Tensor, a: float, b: float) -> torch.Tensor:
+        """(a A A^T + b I)^-1 v for a >= 0, b > 0, on the observed entries of a measurement v."""
+        self._require_linear("solve_data")
+        if self.has_svd:
+            svd = self.svd(self.image_shape(tuple(v.shape[1:])))
+            weights = 1 / (a * svd.singular_values.to(v) ** 2 + b)
+            coordinates = svd.U_adjoint(v)
+            # U may span only the range of A: outside it, A A^T vanishes and the answer is v / b.
+            return v / b + svd.U((weights - 1 / b) * coordinates)
+        return conjugate_gradients(lambda y: a * self.A_A_adjoint(y) + b * y, v)
+
+    def norm(self, shape: Shape, iterations: int = 50) -> float:
+        """The largest singular value for images of this shape (power iteration where there is no decomposition)."""
+        self._require_linear("norm")
+        if self.has_svd:
+            return float(self.svd(shape).singular_values.max())
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
+        for _ in range(iterations):
+            x = self.A_adjoint_A(x / x.norm())
+        return math.sqrt(float(x.norm()))
+
+    def measured_count(self, shape: Shape) -> int:
+        """Number of measured values of an image of this shape: the m of the residual ||y - A x|| / (sigma_y sqrt(m))."""
+        out = self.measurement_shape(shape)
+        mask = self.observed(shape)
+        return math.prod(out) if mask is None else int(mask.expand(1, *out).sum())
+
+    def degrade(self, x: torch.Tensor, noise: torch.Tensor, sigma_y: float) -> torch.Tensor:
+        """A(x) + sigma_y noise on the observed entries; noise has the shape of y."""
+        mask = self.observed(tuple(x.shape[1:]))
+        return self.A(x) + sigma_y * (noise if mask is None else noise * mask.to(noise))
+
+    def to_deepinv(self, shape: Shape) -> Any:
+        """A deepinv `DecomposablePhysics`, `LinearPhysics` or `Physics` for images of this shape."""
+        from invdiff.bridge import to_deepinv
+
+        return to_deepinv(self, shape)
+
+    @property
+    def spec(self) -> str:
+        """Text that builds this operator again, e.g. "gaussian_blur:sigma=2"."""
+        return format_spec(self.name, self)
+
+    def __str__(self) -> str:
+        return self.spec
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.spec == getattr(other, "spec", None)
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.spec))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_cache"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _cache={})
+
+    def cached(self, key: Any, make: Callable[[], Any]) -> Any:
+        """make() the first time this key is asked for: kernels' transforms and masks are made once for each shape."""
+        cache: dict[Any, Any] = self.__dict__["_cache"]
+        if key not in cache:
+            cache[key] = make()
+        return cache[key]
+
+    def _require_linear(self, method: str) -> None:
+        if not self.linear:
+            raise UsageError(f"{self} is not linear, so it has no {method}; use a solver for nonlinear operators (dps)")
+
+
+@dataclass(frozen=True)
+class SVD:
+    """A = U diag(s) V^T for images of one shape, as functions on coordinates (B, *r).
+
+    singular_values: float64, broadcastable to the coordinates, s >= 0 (zeros allowed: unmeasured directions).
+    V, V_adjoint: coordinates <-> images, V^T V = I. U, U_adjoint: coordinates <-> measurements; U^T U = I where s > 0.
+    The columns of V with s > 0 span the row space of A; they need not span all images.
+    All maps are real and linear, so white noise stays white: V_adjoint(n) ~ N(0, I) for n ~ N(0, I).
+    """
+
+    singular_values: torch.Tensor
+    U: Callable[[torch.Tensor], torch.Tensor]
+    U_adjoint: Callable[[torch.Tensor], torch.Tensor]
+    V: Callable[[torch.Tensor], torch.Tensor]
+    V_adjoint: Callable[[torch.Tensor], torch.Tensor]
+
+    @property
+    def inverse_singular_values(self) -> torch.Tensor:
+        """1 / s, and 0 where s is zero to rounding (s <= 1e-6 of the largest)."""
+        s = self.singular_values
+        kept = s > 1e-6 * s.max()
+        return torch.where(kept, 1 / torch.where(kept, s, torch.ones_like(s)), torch.zeros_like(s))
