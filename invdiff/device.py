@@ -1,0 +1,76 @@
+"""Which device and which arithmetic: the one place that chooses them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from typing import TYPE_CHECKING
+
+from invdiff.errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = ("auto", "cuda", "mps", "cpu")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The torch device for a name of DEVICES (or "cuda:1"); auto is CUDA, else MPS, else CPU.
+
+    Raises UsageError if the device is not there.
+    """
+    import torch
+
+    kind = name.split(":")[0]
+    if kind not in DEVICES:
+        raise unknown("device", name, DEVICES)
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if kind == "auto":
+        return torch.device(next(key for key in ("cuda", "mps", "cpu") if available[key]))
+    if not available[kind]:
+        raise UsageError(f"device {name!r} is not available here; use --device auto, or one of: "
+                         + ", ".join(key for key, there in available.items() if there))
+    return torch.device(name)
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """The dtype the network computes in. auto: bfloat16 where the hardware has it, float32 elsewhere.
+
+    Only the network runs in it: images, noise levels and the data step stay float32.
+    """
+    import torch
+
+    if name not in PRECISIONS:
+        raise unknown("precision", name, PRECISIONS)
+    if name == "auto":
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and _cpu_has_bf16()
+        name = "bf16" if fast else "fp32"
+    if name == "fp16" and device.type == "cpu":
+        raise UsageError("fp16 has no fast CPU kernels; use --precision bf16 or fp32 on the CPU")
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+def _cpu_has_bf16() -> bool:
+    """True on processors with bfloat16 instructions (AVX512-BF16 or AMX, or Arm's), where it halves the time."""
+    try:
+        with open("/proc/cpuinfo") as lines:
+            flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
+    except OSError:
+        return False
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    """Autocast to dtype on device; nothing at all for float32."""
+    import torch
+
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype)
+
+
+def limit_threads() -> None:
+    """Let idle OpenMP threads sleep instead of spin, unless the user said otherwise. Call before torch is imported:
+    a spinning pool slows every other process on a small machine."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,0 +1,109 @@
+"""A trained network as a prior: [0, 1] outside, the network's [-1, 1] inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from invdiff.device import autocast
+from invdiff.errors import UsageError
+from invdiff.parameterization import check_prediction, to_clean
+from invdiff.priors.base import Prior, Sigma, per_sample
+from invdiff.schedule import Schedule
+
+
+def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:
+    """x (B, C, H, W) extended at the bottom and right to multiples, by mirroring (repeating, where x is too small)."""
+    height, width = x.shape[-2:]
+    down, right = -height % multiple, -width % multiple
+    if down == right == 0:
+        return x
+    mode = "reflect" if down < height and right < width else "replicate"
+    return functional.pad(x, (0, right, 0, down), mode=mode)
+
+
+class NetworkPrior(Prior):
+    """A DDPM network eps/x_0/v(x_t, t) with its schedule, as E[x_0 | x_0 + sigma n].
+
+    network: a module called as network(x_t, t) that returns a tensor, or an object with `.sample`, of C or 2C channels
+        (2C: a learned variance, which is ignored: only the mean matters to a denoiser).
+    schedule: its training schedule; prediction: "epsilon", "sample" or "v_prediction".
+    multiple: images are padded to a multiple of this many pixels and cropped back, so every H x W works.
+    precision: dtype of the network's arithmetic (autocast); everything around it keeps x's dtype.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        schedule: Schedule,
+        *,
+        channels: int,
+        prediction: str = "epsilon",
+        multiple: int = 1,
+        precision: torch.dtype = torch.float32,
+        name: str = "network",
+        identity: dict[str, Any] | None = None,
+    ) -> None:
+        self.network = network.eval().requires_grad_(False)
+        self.schedule = schedule
+        self.channels = channels
+        self.prediction = check_prediction(prediction)
+        self.multiple = multiple
+        self.precision = precision
+        self.name = name
+        self.identity = identity or {}
+        # sigma is halved on the way out: [0, 1] is half as wide as [-1, 1].
+        self.sigma_max = float(schedule.sigmas[-1]) / 2
+        self.sigma_min = float(schedule.sigmas[0]) / 2
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def to(self, device: torch.device | str, precision: torch.dtype | None = None) -> NetworkPrior:
+        """Move the network to a device and choose its arithmetic; returns self."""
+        self.network.to(device)
+        self.precision = precision or self.precision
+        return self
+
+    def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        """E[x_0 | x_0 + sigma n = x]. x (B, C, H, W), x_0 in [0, 1]; sigma in the same units, float or (B,).
+
+        sigma below or above the schedule's range is answered with the nearest level the network knows.
+        Raises UsageError for a wrong number of channels or dimensions, and for sigma <= 0.
+        """
+        if x.ndim != 4:
+            raise UsageError(f"a network prior takes images (B, C, H, W), got a tensor of shape {tuple(x.shape)}")
+        self.check_shape(x.shape[1:])
+        levels = per_sample(sigma, x) * 2
+        t = torch.as_tensor(self.schedule.t(_to_numpy(sigma).reshape(-1) * 2), dtype=torch.float32, device=x.device)
+        abar = 1 / (1 + levels**2)
+        x_t = (2 * x - 1) * abar**0.5
+        clean = to_clean(self.prediction, self._predict(x_t, t.expand(x.shape[0])), x_t, abar)
+        return (clean + 1) / 2
+
+    def _predict(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        height, width = x_t.shape[-2:]
+        padded = pad_to_multiple(x_t, self.multiple)
+        weights = next(self.network.parameters()).dtype
+        with autocast(x_t.device, self.precision):
+            output = self.network(padded.to(weights), t)
+        output = getattr(output, "sample", output)
+        return output[:, : x_t.shape[1], :height, :width].to(x_t.dtype)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "class": type(self).__name__,
+            "name": self.name,
+            "channels": self.channels,
+            "prediction": self.prediction,
+            "precision": str(self.precision).removeprefix("torch."),
+            **self.identity,
+        }
+
+
+def _to_numpy(sigma: Sigma) -> np.ndarray:
+    return np.asarray(sigma.detach().cpu() if isinstance(sigma, torch.Tensor) else sigma, dtype=np.float64)
