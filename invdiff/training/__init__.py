@@ -1,0 +1,1 @@
+"""Training the prior: settings, data, objective, loop, checkpoints."""
