@@ -1,0 +1,88 @@
+"""What a restoration returns."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Posterior samples and how they were made.
+
+    samples: (n, B, C, H, W) in [0, 1] units, not clipped; residual: (n, B), ||y - A x|| / (sigma_y sqrt(m)), about 1
+    when the noise is explained; nfe: network calls for one sample; seconds: wall time of the whole call.
+    """
+
+    samples: torch.Tensor
+    residual: torch.Tensor
+    nfe: int
+    seconds: float
+    seed: int
+    sigma_y: float
+    operator: str
+    solver: dict[str, Any]
+    prior: dict[str, Any]
+    versions: dict[str, str] = field(default_factory=lambda: package_versions())
+
+    @cached_property
+    def mean(self) -> torch.Tensor:
+        """Mean over the samples, (B, C, H, W): the estimate of least squared error."""
+        return self.samples.mean(0)
+
+    @cached_property
+    def std(self) -> torch.Tensor:
+        """Standard deviation over the samples (n - 1 in the denominator), (B, C, H, W); zero for one sample."""
+        return self.samples.std(0) if len(self.samples) > 1 else self.samples[0] * 0
+
+    def provenance(self, image: int = 0) -> dict[str, Any]:
+        """Everything needed to repeat the restoration of one image of the batch, as plain data."""
+        return {
+            "operator": self.operator,
+            "noise": {"sigma_y": self.sigma_y, "unit": "standard deviation, images in [0, 1]"},
+            "solver": self.solver,
+            "prior": self.prior,
+            "seed": self.seed,
+            "samples": len(self.samples),
+            "nfe": self.nfe,
+            "seconds": round(self.seconds, 3),
+            "residual": [round(float(value), 5) for value in self.residual[:, image]],
+            "versions": self.versions,
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the samples (n, B, C, H, W) to PATH.npz, with mean, std, residual and the provenance of each image."""
+        import json
+
+        import numpy as np
+
+        from invdiff.images import atomic_path
+
+        records = json.dumps([self.provenance(image) for image in range(self.samples.shape[1])])
+        with atomic_path(Path(path).with_suffix(".npz")) as part, open(part, "wb") as file:
+            np.savez_compressed(
+                file,
+                samples=self.samples.cpu().numpy(),
+                mean=self.mean.cpu().numpy(),
+                std=self.std.cpu().numpy(),
+                residual=self.residual.cpu().numpy(),
+                provenance=np.array(records),
+            )
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in ("invdiff", "torch", "diffusers", "deepinv", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,129 @@
+"""The contract of a solver: a correction (what the measurement says about x_0) and a transition (how to move on).
+
+All solvers work in one noise coordinate, x = x_0 + sigma n, in [0, 1] units.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+
+from invdiff.errors import UsageError
+from invdiff.operator import Operator
+from invdiff.parameters import format_spec, parameter, validate, whole
+from invdiff.priors.base import Prior
+from invdiff.problem import Problem
+from invdiff.sampling import SPACINGS, Noise, noise_levels
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """clean: E[x_0 | x]; estimate: E[x_0 | x, y] as the method sees it; shift: added after the transition, if any;
+    shape_noise: replaces the transition's noise v z by a noise of another covariance, if any: (z, v) -> tensor."""
+
+    clean: torch.Tensor
+    estimate: torch.Tensor
+    shift: torch.Tensor | None = None
+    shape_noise: Callable[[torch.Tensor, float], torch.Tensor] | None = None
+
+
+Correction = Callable[[torch.Tensor, float, float], Estimate]
+Transition = Callable[[torch.Tensor, Estimate, float, float, Noise], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Hyperparameters of a method. Subclasses add theirs and write `correction` and `transition`."""
+
+    name: ClassVar[str] = "solver"
+    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    """What the operator must offer: "linear", "svd", "differentiable"."""
+
+    steps: int = parameter(20, kind=whole, low=1, help="number of noise levels, one network call each", unit="calls")
+    sigma_max: float | None = parameter(
+        None, above=0, help="first noise level, in [0, 1] units; default: the largest the prior knows", unit="[0,1]"
+    )
+    sigma_min: float | None = parameter(
+        None, above=0, help="last noise level, in [0, 1] units; default: the smallest the prior knows", unit="[0,1]"
+    )
+    spacing: str = parameter("timestep", kind=str, choices=SPACINGS, help="how the noise levels are spread")
+
+    def __post_init__(self) -> None:
+        validate(self, self.name)
+        if self.sigma_max is not None and self.sigma_min is not None and self.sigma_min > self.sigma_max:
+            raise UsageError(f"{self.name}: sigma_min={self.sigma_min} is above sigma_max={self.sigma_max}")
+
+    def correction(self, problem: Problem, prior: Prior) -> Correction:
+        """The function (x, sigma, next_sigma) -> Estimate for this problem; prepares what does not change in the loop."""
+        raise NotImplementedError
+
+    def transition(self, problem: Problem) -> Transition:
+        """The function (x, estimate, sigma, next_sigma, noise) -> x at next_sigma."""
+        raise NotImplementedError
+
+    def levels(self, problem: Problem, prior: Prior) -> list[float]:
+        """The noise levels to visit, decreasing, without the final zero."""
+        return noise_levels(
+            self.steps,
+            self.sigma_max or prior.sigma_max,
+            min(self.sigma_min or prior.sigma_min, self.sigma_max or prior.sigma_max),
+            self.spacing,
+            getattr(prior, "schedule", None),
+        )
+
+    def start(self, problem: Problem, sigma: float, z: torch.Tensor) -> torch.Tensor:
+        """x at the first level: mid-grey plus sigma z. Below a level that drowns every image (sigma < 5), mid-grey is
+        replaced by what the measurement says, the regularised inverse argmin ||A x - y||^2 / sigma_y^2 + ||x - 1/2||^2 / sigma^2."""
+        middle = torch.full_like(z, 0.5)
+        if sigma < 5 and problem.operator.linear:
+            middle = problem.operator.prox_l2(middle, problem.y, (sigma / problem.sigma_y) ** 2)
+        return middle + sigma * z
+
+    def missing(self, operator: Operator) -> list[str]:
+        """The needs that an operator does not meet."""
+        offers = {"linear": operator.linear, "svd": operator.has_svd, "differentiable": operator.differentiable}
+        return sorted(need for need in self.needs if not offers[need])
+
+    def check(self, operator: Operator) -> None:
+        """Raise UsageError, naming the solvers that would work, if this one cannot use the operator."""
+        missing = self.missing(operator)
+        if missing:
+            from invdiff import solvers
+
+            able = [name for name in solvers.names() if not solvers.get(name).missing(operator)]
+            words = {"linear": "a linear operator", "svd": "a singular value decomposition",
+                     "differentiable": "a differentiable operator"}
+            raise UsageError(
+                f"{self.name} needs {' and '.join(words[m] for m in missing)}, which {operator} does not offer; "
+                f"solvers that work: {', '.join(able) or 'none'}"
+            )
+
+    @property
+    def spec(self) -> str:
+        """Text that builds this solver again, e.g. "diffpir:steps=20,zeta=0.3"."""
+        return format_spec(self.name, self)
+
+    def settings(self) -> dict[str, Any]:
+        """All hyperparameters, resolved, as plain data."""
+        return {"name": self.name} | {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def paper(cls) -> str:
+        """The header of the method's file: title, authors, year, equations, and how this code differs."""
+        return (sys.modules[cls.__module__].__doc__ or "").strip()
+
+
+def denoise_with_vjp(prior: Prior, x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """(D(x), v -> J(x)^T v) with J the Jacobian of D(., sigma) at x: one network call, one backward pass to x alone."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        clean = prior.denoise(leaf, sigma)
+
+    def pull_back(v: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(clean, leaf, v)[0]
+
+    return clean.detach(), pull_back

@@ -1,0 +1,48 @@
+"""DiffPIR: Denoising Diffusion Models for Plug-and-Play Image Restoration.
+
+Zhu, Zhang, Liang, Cao, Wen, Timofte, Van Gool. CVPR Workshops (NTIRE) 2023, https://arxiv.org/abs/2305.08995.
+Implements algorithm 1 (half-quadratic splitting inside DDIM sampling).
+
+    x0_hat = argmin_x  ||y - A x||^2 / (2 sigma_y^2) + lambda ||x - D(x_t)||^2 / (2 sigma_t^2)        (data step)
+    x_s    = x0_hat + sigma_s ( sqrt(1 - zeta) (x_t - x0_hat) / sigma_t + sqrt(zeta) z )              (transition)
+
+Differs from the paper:
+- in the coordinate x = x_0 + sigma n, images in [0, 1] (rho_t = lambda sigma_y^2 / sigma_t^2 is free of units);
+- the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients
+  (the paper: closed form in the Fourier domain, or a gradient step).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from invdiff.parameters import parameter
+from invdiff.priors.base import Prior
+from invdiff.problem import Problem
+from invdiff.solvers.base import Correction, Estimate, Solver, Transition
+from invdiff.solvers.transitions import Renoise
+
+
+@dataclass(frozen=True)
+class DiffPIR(Solver):
+    """Proximal data step; one network call a step, no gradients."""
+
+    name: ClassVar[str] = "diffpir"
+    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+
+    zeta: float = parameter(0.3, low=0, high=1, help="share of fresh noise in each step")
+    lam: float = parameter(7.0, above=0, help="weight lambda of the network's estimate against the measurement")
+
+    def correction(self, problem: Problem, prior: Prior) -> Correction:
+        def proximal(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
+            clean = prior.denoise(x, sigma)
+            gamma = sigma**2 / (self.lam * problem.sigma_y**2)  # 1 / rho_t
+            return Estimate(clean, problem.operator.prox_l2(clean, problem.y, gamma))
+
+        return proximal
+
+    def transition(self, problem: Problem) -> Transition:
+        return Renoise(self.zeta)

@@ -1,0 +1,254 @@
+"""Laws of every solver, against a Gaussian prior for which everything is known exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import invdiff
+from invdiff import operators, solvers
+from invdiff.errors import NumericalError, UsageError
+from invdiff.operator import Operator
+from invdiff.priors.base import Prior
+from invdiff.priors.gaussian import GaussianPrior
+from invdiff.problem import Problem
+from invdiff.sampling import Noise, generator, run
+from laws import reference
+
+SHAPE = (1, 4, 4)
+N = 16
+STEPS = 6
+SIGMA_Y = 0.15
+# One line for each solver: its spec. A solver that is registered and not here fails `test_every_solver_is_tested`.
+SOLVERS = ["ddrm", "ddrm:eta=0.6,eta_b=0.8", "ddnm", "ddnm:eta=1", "pigdm", "pigdm:eta=0.5,weight=0.7", "diffpir",
+           "diffpir:zeta=1,lam=2", "diffpir:zeta=0", "dps", "dps:eta=0,weight=0.01"]  # fmt: skip
+AFFINE = [spec for spec in SOLVERS if not spec.startswith("dps")]
+OPERATORS = [
+    "identity",
+    "gaussian_blur:sigma=0.7,size=3,boundary=circular",
+    "gaussian_blur:sigma=0.7,size=3,boundary=reflect",
+    "uniform_blur:size=3,boundary=zero",
+    "motion_blur:length=2,angle=30,boundary=circular",
+    "motion_blur:length=2,angle=30,boundary=reflect",
+    "kernel_blur",
+    "downsample:factor=2,kernel=average",
+    "downsample:factor=2,kernel=bicubic,boundary=circular",
+    "downsample:factor=2,kernel=gaussian",
+    "inpaint:keep=0.6,seed=1",
+    "random_subsample:keep=0.5,seed=2",
+    "grayscale",
+    "linear",
+]
+
+
+def make_operator(spec: str) -> tuple[Operator, tuple[int, ...]]:
+    rng = np.random.default_rng(5)
+    if spec == "linear":
+        return operators.get("linear", matrix=torch.from_numpy(rng.normal(size=(5, N))), shape=SHAPE), SHAPE
+    if spec == "kernel_blur":
+        return operators.get("kernel_blur", kernel=torch.from_numpy(rng.random((3, 3))), boundary="circular"), SHAPE
+    return operators.get(spec), (3, 2, 3) if spec == "grayscale" else SHAPE
+
+
+def dense(operator: Operator, shape: tuple[int, ...]) -> np.ndarray:
+    basis = torch.eye(int(np.prod(shape)), dtype=torch.float64).reshape(-1, *shape)
+    return operator.A(basis).flatten(1).numpy().T
+
+
+def make_problem(spec: str) -> tuple[Problem, Prior, reference.GaussianProblem]:
+    operator, shape = make_operator(spec)
+    n = int(np.prod(shape))
+    rng = np.random.default_rng(7)
+    root = rng.normal(size=(n, n)) / np.sqrt(n)
+    covariance = 0.1 * (root @ root.T + 0.2 * np.eye(n))
+    mean = rng.uniform(0.2, 0.8, n)
+    A = dense(operator, shape)
+    truth = mean + np.linalg.cholesky(covariance) @ rng.normal(size=n)
+    mask = operator.observed(shape)
+    noise = rng.normal(size=len(A))
+    if mask is not None:
+        noise = noise * mask.expand(1, *operator.measurement_shape(shape)).flatten().numpy()
+    y = A @ truth + SIGMA_Y * noise
+    tensor = torch.from_numpy(y).reshape(1, *operator.measurement_shape(shape))
+    prior = GaussianPrior(torch.from_numpy(mean).reshape(shape), torch.from_numpy(covariance))
+    return Problem(operator, tensor, SIGMA_Y, shape), prior, reference.GaussianProblem(A, y, SIGMA_Y, mean, covariance)
+
+
+class Replay(Noise):
+    """Gives prepared draws (draws, rows, n) instead of random ones."""
+
+    def __init__(self, draws: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.draws = iter(torch.from_numpy(draws).reshape(draws.shape[0], draws.shape[1], *shape))
+
+    def __call__(self) -> torch.Tensor:
+        return next(self.draws)
+
+
+def final(problem: Problem, prior: Prior, solver: solvers.Solver, noise: Noise) -> torch.Tensor:
+    *_, last = run(problem, prior, solver, noise)
+    return last.x
+
+
+def cases() -> list:
+    return [
+        pytest.param(solver, operator, id=f"{solver}-{operator}")
+        for solver in SOLVERS
+        for operator in OPERATORS
+        if not solvers.get(solver).missing(make_operator(operator)[0])
+    ]
+
+
+def test_every_solver_is_tested() -> None:
+    assert {solvers.get(spec).name for spec in SOLVERS} == set(solvers.names())
+
+
+def test_every_operator_is_tested() -> None:
+    assert {spec.split(":")[0] for spec in OPERATORS} == set(operators.names())
+
+
+@pytest.mark.parametrize(("solver_spec", "operator_spec"), cases())
+def test_path_equals_the_papers_recursion(solver_spec: str, operator_spec: str) -> None:
+    """Fed the same noises, the solver and the dense recursion end in the same sample: all moments agree at once."""
+    assert path_error(solver_spec, operator_spec) < 1e-8
+
+
+@pytest.mark.parametrize("solver_spec", SOLVERS)
+@pytest.mark.parametrize("mutation", ["sigma_y", "covariance", "A"])
+def test_path_law_catches_a_wrong_factor(solver_spec: str, mutation: str) -> None:
+    """Mutation twin: a factor sqrt(2) in the noise level, the prior or the operator is seen."""
+    if solver_spec.startswith("dps") and mutation == "sigma_y":
+        pytest.skip("DPS does not use sigma_y")
+    assert path_error(solver_spec, "gaussian_blur:sigma=0.7,size=3,boundary=circular", mutation) > 1e-4
+
+
+def path_error(solver_spec: str, operator_spec: str, mutation: str = "") -> float:
+    problem, prior, oracle = make_problem(operator_spec)
+    solver = solvers.get(solver_spec, steps=STEPS)
+    levels = solver.levels(problem, prior)
+    rows = 3
+    draws = np.random.default_rng(11).normal(size=(STEPS + 2, rows, oracle.n))
+    if mutation:
+        setattr(oracle, mutation, getattr(oracle, mutation) * np.sqrt(2))
+    ours = final(problem.rows([0] * rows), prior, solver, Replay(draws, problem.image_shape)).flatten(1).numpy()
+    theirs = reference.path(oracle, solver.name, solver.settings(), levels, draws)
+    return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("solver_spec", AFFINE)
+@pytest.mark.parametrize("operator_spec", ["gaussian_blur:sigma=0.7,size=3,boundary=reflect", "downsample:factor=2"])
+def test_sample_moments(solver_spec: str, operator_spec: str) -> None:
+    """Mean and covariance of n samples drawn with our own generators lie within 5 standard errors of the recursion's."""
+    samples, mean, covariance = drawn(solver_spec, operator_spec)
+    assert moment_errors(samples, mean, covariance) < 5
+
+
+def test_sample_moments_law_catches_a_wrong_variance() -> None:
+    """Mutation twin: samples whose deviation is 15 % too large fail the same law."""
+    samples, mean, covariance = drawn("pigdm", "downsample:factor=2")
+    wrong = mean + 1.15 * (samples - mean)
+    assert moment_errors(wrong, mean, covariance) > 5
+
+
+def drawn(solver_spec: str, operator_spec: str, count: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    problem, prior, oracle = make_problem(operator_spec)
+    solver = solvers.get(solver_spec, steps=STEPS)
+    noise = Noise([generator(0, 0, k) for k in range(count)], problem.image_shape, problem.y)
+    samples = final(problem.rows([0] * count), prior, solver, noise).flatten(1).numpy()
+    return samples, *reference.moments(oracle, solver.name, solver.settings(), solver.levels(problem, prior))
+
+
+def moment_errors(samples: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
+    """The largest deviation of the sample mean and covariance, in standard errors: sqrt(C_ii / n) for the mean and
+    sqrt((C_ii C_jj + C_ij^2) / n) for the covariance of a Gaussian. A small floor admits noise-free directions."""
+    n, variance = len(samples), np.diag(covariance)
+    floor = 1e-12
+    of_mean = np.abs(samples.mean(0) - mean) / np.sqrt(variance / n + floor)
+    error = np.abs(np.cov(samples.T) - covariance)
+    of_covariance = error / np.sqrt((np.outer(variance, variance) + covariance**2) / n + floor)
+    return float(max(of_mean.max(), of_covariance.max()))
+
+
+def isotropic_problem() -> reference.GaussianProblem:
+    rng = np.random.default_rng(3)
+    A = rng.normal(size=(3, 6))
+    mean = rng.uniform(0.3, 0.7, 6)
+    y = A @ (mean + 0.5 * rng.normal(size=6)) + SIGMA_Y * rng.normal(size=3)
+    return reference.GaussianProblem(A, y, SIGMA_Y, mean, 0.25 * np.eye(6))
+
+
+@pytest.mark.parametrize("data_std", [0.5, 0.5 * 2**0.5])
+def test_pigdm_converges_to_the_exact_posterior(data_std: float) -> None:
+    """For a Gaussian prior of variance nu PiGDM's error in mean and covariance vanishes like 1 / steps; with nu wrong by
+    a factor of two (the mutation twin) it stays."""
+    p = isotropic_problem()
+    mean, covariance = p.posterior()
+    settings = {"data_std": data_std, "weight": 1.0, "eta": 1.0}
+    errors = []
+    for steps in (100, 200, 400):
+        m, c = reference.moments(p, "pigdm", settings, list(np.geomspace(40, 0.002, steps)))
+        errors.append(np.abs(m - mean).max() + np.abs(c - covariance).max())
+    slope = np.polyfit(np.log([100, 200, 400]), np.log(errors), 1)[0]
+    if data_std == 0.5:
+        assert -1.3 < slope < -0.8, errors
+        assert errors[-1] < 0.05
+    else:
+        assert slope > -0.5, errors
+
+
+@pytest.mark.parametrize("solver_spec", SOLVERS)
+def test_batch_invariance(solver_spec: str) -> None:
+    """Two measurements solved together equal each alone, and the order does not matter."""
+    operator = operators.get("gaussian_blur", sigma=0.8, size=3)
+    x = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = invdiff.degrade(x, operator, noise=0.1)
+    prior = GaussianPrior(torch.full((1, 8, 8), 0.5, dtype=torch.float64), 0.05)
+    settings = dict(operator=operator, noise=0.1, prior=prior, solver=solvers.get(solver_spec, steps=4), samples=2)
+    together = invdiff.restore(y, batch_size=4, ids=["a", "b"], **settings).samples
+    one_by_one = invdiff.restore(y, batch_size=1, ids=["a", "b"], **settings).samples
+    reverse = invdiff.restore(y.flip(0), batch_size=3, ids=["b", "a"], **settings).samples.flip(1)
+    torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-10)
+    torch.testing.assert_close(together, reverse, rtol=0, atol=1e-10)
+    assert (together[0] - together[1]).abs().max() > 1e-6 or "zeta=0" in solver_spec or "eta=0" in solver_spec
+
+
+@pytest.mark.parametrize("solver_spec", SOLVERS)
+def test_seed_decides_the_sample(solver_spec: str) -> None:
+    """Equal seeds give equal samples, 0 is a seed like any other, and the global random state is neither used nor moved."""
+    problem, prior, _ = make_problem("downsample:factor=2")
+    settings = dict(operator=problem.operator, noise=SIGMA_Y, prior=prior, solver=solvers.get(solver_spec, steps=3))
+    before = torch.random.get_rng_state()
+    zero = invdiff.restore(problem.y, seed=0, **settings).samples
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(zero, invdiff.restore(problem.y, seed=0, **settings).samples)
+    assert not torch.equal(zero, invdiff.restore(problem.y, seed=1, **settings).samples)
+
+
+class Broken(Prior):
+    """Returns NaN from its third call on."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x * (float("nan") if self.calls > 2 else 1.0)
+
+
+@pytest.mark.parametrize("solver_spec", SOLVERS)
+def test_nan_is_an_error_that_says_where(solver_spec: str) -> None:
+    problem, _, _ = make_problem("identity")
+    with pytest.raises(NumericalError, match=rf"{solver_spec.split(':')[0]}: NaN or infinity at step 3 of 5, sigma"):
+        invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=Broken(), solver=solvers.get(solver_spec, steps=5))
+
+
+def test_solver_refuses_and_names_those_that_work() -> None:
+    problem, prior, _ = make_problem("motion_blur:length=2,angle=30,boundary=reflect")
+    with pytest.raises(UsageError, match=r"ddrm needs a singular value decomposition.*diffpir, dps, pigdm"):
+        invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=prior, solver="ddrm")
+
+
+def test_function_evaluations_are_counted() -> None:
+    problem, prior, _ = make_problem("identity")
+    for spec in SOLVERS:
+        assert invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=prior, solver=spec, steps=7).nfe == 7
