@@ -181,7 +181,9 @@ class Operator:
         """make() the first time this key is asked for: kernels' transforms and masks are made once for each shape."""
         cache: dict[Any, Any] = self.__dict__["_cache"]
         if key not in cache:
-            cache[key] = make()
+            # Tensors made in inference mode could not take part in autograd later.
+            with torch.inference_mode(False):
+                cache[key] = make()
         return cache[key]
 
     def _require_linear(self, method: str) -> None:

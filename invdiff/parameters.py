@@ -178,6 +178,8 @@ def format_spec(name: str, instance: Any) -> str:
         value = getattr(instance, declaration.name)
         if value is None or (not declaration.required and value is declaration.default) or value == declaration.default:
             continue
-        text = "x".join(map(str, value)) if isinstance(value, tuple) else f"{value:g}" if isinstance(value, float) else str(value)
+        text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        # Every digit counts: the spec is the operator's identity.
+        text = text.removesuffix(".0") if isinstance(value, float) else text
         parts.append(f"{declaration.name}={text}")
     return f"{name}:{','.join(parts)}" if parts else name

@@ -1,0 +1,267 @@
+"""deepinv's physics as our operators, and ours as deepinv's. deepinv is imported only when a bridge is crossed.
+
+Its noise and sensor models are left behind on the way in: `invdiff` takes sigma_y as an argument of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from invdiff.errors import UsageError
+from invdiff.operator import SVD, Operator, Shape
+
+
+def as_operator(obj: Any, shape: Shape | None = None) -> Operator:
+    """An Operator as it is, a `deepinv.physics.Physics` wrapped; anything else is a UsageError.
+
+    shape: the image's (C, H, W), for a physics whose adjoint cannot tell it and that has no img_size.
+    """
+    if isinstance(obj, Operator):
+        return obj
+    # An object of a module that was never imported cannot exist: no need to pay for the import to find out.
+    deepinv = sys.modules.get("deepinv")
+    if deepinv is not None and isinstance(obj, deepinv.physics.Physics):
+        return DeepinvOperator(obj, shape)
+    raise UsageError(
+        f"operator={obj!r} is neither an invdiff Operator nor a deepinv Physics; "
+        "use invdiff.operators.get(name), or subclass invdiff.operator.Operator"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class DeepinvOperator(Operator):
+    """A(x) of a deepinv physics, without its noise and sensor models. Inputs are (B, C, H, W) as everywhere.
+
+    Linear if the physics is a LinearPhysics. Has an SVD if it is a DecomposablePhysics whose coordinates are real and
+    orthonormal, which is tried out on the image's shape (`shape`, or the physics' img_size); deepinv's half spectra
+    (BlurFFT) and complex ones (MRI) are not. Its closed form of prox_l2 is used where it has a right one. Computes in
+    the precision of the physics' tables, and answers in the input's.
+    """
+
+    name: ClassVar[str] = "deepinv"
+
+    physics: Any = None
+    shape: Shape | None = None
+
+    def __post_init__(self) -> None:
+        import deepinv
+
+        super().__post_init__()
+        object.__setattr__(self, "linear", isinstance(self.physics, deepinv.physics.LinearPhysics))
+        shape = self.shape or getattr(self.physics, "img_size", None)
+        if not isinstance(shape, (tuple, list, torch.Size)) or not all(isinstance(n, int) for n in shape):
+            shape = None
+        object.__setattr__(self, "shape", None if shape is None else tuple(shape))
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.physics.A(self._cast(x))
+        if not isinstance(y, torch.Tensor) or y.is_complex():
+            kind = f"a {y.dtype} tensor" if isinstance(y, torch.Tensor) else type(y).__name__
+            raise UsageError(
+                f"{self} measures {kind}; only real tensors can be restored, so wrap it in a physics of reals"
+            )
+        return y.to(x.dtype)
+
+    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        self._require_linear("A_adjoint")
+        x: torch.Tensor = self.physics.A_adjoint(self._cast(y))
+        return x.to(y.dtype)
+
+    def A_vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        if self.linear:
+            return self.A_adjoint(v)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(self.A(x), x, v)
+        return gradient
+
+    def measurement_shape(self, shape: Shape) -> Shape:
+        return self.cached(("out", shape), lambda: tuple(self.A(self._zeros(shape)).shape[1:]))
+
+    def image_shape(self, shape: Shape) -> Shape:
+        if self.shape is not None:
+            return self.shape
+        if not self.linear:
+            raise UsageError(
+                f"{self}: the image's shape cannot be told from y; give as_operator(physics, shape=(C, H, W))"
+            )
+        return self.cached(("in", shape), lambda: tuple(self.A_adjoint(self._zeros(shape)).shape[1:]))
+
+    def _zeros(self, shape: Shape) -> torch.Tensor:
+        return self._cast(torch.zeros(1, *shape)).to(self._device)
+
+    def _tables(self) -> list[torch.Tensor]:
+        named = (*self.physics.named_parameters(), *self.physics.named_buffers())
+        return [
+            t for name, t in named if not name.startswith("noise_model") and (t.is_floating_point() or t.is_complex())
+        ]
+
+    @property
+    def _device(self) -> torch.device:
+        return next((t.device for t in self._tables()), torch.device("cpu"))
+
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        """x in the precision of the physics' tables: many of deepinv's maps refuse to mix two."""
+        return x.to(next((t.real.dtype for t in self._tables()), x.dtype))
+
+    @property
+    def has_svd(self) -> bool:
+        return self.shape is not None and self._orthonormal(self.shape)
+
+    def _orthonormal(self, shape: Shape) -> bool:
+        import deepinv
+
+        if not isinstance(self.physics, deepinv.physics.DecomposablePhysics):
+            return False
+        return self.cached(("orthonormal", shape), lambda: _is_orthonormal(self.physics, shape, self._device))
+
+    def svd(self, shape: Shape) -> SVD:
+        if not self._orthonormal(tuple(shape)):
+            return super().svd(shape)
+        p = self.physics
+        s = torch.as_tensor(p.mask).detach().double()
+        return SVD(
+            s,  # with a batch dimension of one: it broadcasts all the same
+            lambda c: p.U(self._cast(c)).to(c.dtype),
+            lambda y: p.U_adjoint(self._cast(y)).to(y.dtype),
+            lambda c: p.V(self._cast(c)).to(c.dtype),
+            lambda x: p.V_adjoint(self._cast(x)).to(x.dtype),
+        )
+
+    def _trusted_prox(self, shape: Shape) -> bool:
+        """Whether the physics has a prox_l2 of its own that solves its equation, tried out once for each shape.
+
+        deepinv's closed forms assume what not every setting keeps: Downsampling's is wrong for a filter larger than the
+        image.
+        """
+        from deepinv.physics import LinearPhysics
+
+        if not self.linear or type(self.physics).prox_l2 is LinearPhysics.prox_l2:
+            return False
+
+        def solves() -> bool:
+            generator = torch.Generator().manual_seed(0)
+            z = torch.randn(1, *shape, generator=generator).to(self._device)
+            y = self.A(torch.randn(1, *shape, generator=generator).to(self._device))
+            x = self._their_prox(z, y, 1.0)
+            gradient = self.A_adjoint(self.A(x) - y) + x - z
+            return float(gradient.norm()) <= 1e-3 * float(z.norm())
+
+        with torch.no_grad():
+            return self.cached(("prox", shape), solves)
+
+    def _their_prox(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        x: torch.Tensor = self.physics.prox_l2(self._cast(z), self._cast(y), gamma)
+        return x.to(z.dtype)
+
+    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        if self.has_svd or not self._trusted_prox(tuple(z.shape[1:])):
+            return super().prox_l2(z, y, gamma)
+        return self._their_prox(z, y, gamma)
+
+    def A_dagger(self, y: torch.Tensor) -> torch.Tensor:
+        from deepinv.physics import DecomposablePhysics
+
+        if self.has_svd or not isinstance(self.physics, DecomposablePhysics):
+            return super().A_dagger(y)
+        x: torch.Tensor = self.physics.A_dagger(self._cast(y))
+        return x.to(y.dtype)
+
+    @property
+    def spec(self) -> str:
+        return f"deepinv:{type(self.physics).__name__}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, DeepinvOperator) and self.physics is other.physics
+
+    def __hash__(self) -> int:
+        return id(self.physics)
+
+
+def _is_orthonormal(physics: Any, shape: Shape, device: torch.device) -> bool:
+    """Whether V is real with V^T V = I, U^T U = I where s > 0, s >= 0, on random coordinates (float32 rounding)."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(size: Any) -> torch.Tensor:
+        return torch.randn(size, generator=generator).to(device)
+
+    def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return a.shape == b.shape and float((a - b).norm()) <= 1e-4 * float(b.norm())
+
+    mask = torch.as_tensor(physics.mask).to(device)
+    with torch.no_grad():
+        example = physics.V_adjoint(normal((1, *shape)))
+        if example.is_complex() or mask.is_complex() or float(mask.min()) < 0:
+            return False
+        c, d = normal(example.shape), normal(example.shape)
+        x = physics.V(c)
+        measured = c * (mask > 0)
+        y = physics.U(measured)
+        if x.is_complex() or y.is_complex() or not close(x.norm(), c.norm()) or not close(y.norm(), measured.norm()):
+            return False
+        # Orthonormal and transposes of each other: <V c, V d> = <c, d>, V^T V c = c, U^T U c = c where s > 0.
+        inner = float((physics.V(d) * x).sum() - (c * d).sum()) / float(c.norm() * d.norm())
+        back = physics.U_adjoint(y) * (mask > 0)
+        return abs(inner) < 1e-4 and close(physics.V_adjoint(x), c) and close(back, measured)
+
+
+def to_deepinv(operator: Operator, shape: Shape) -> Any:
+    """A deepinv physics for images of this shape (C, H, W), without noise.
+
+    `DecomposablePhysics` where the operator has an SVD whose coordinates span all images, else `LinearPhysics` if it is
+    linear, else `Physics`. A, A_adjoint, prox_l2 and A_dagger are the operator's own.
+    """
+    if isinstance(operator, DeepinvOperator):
+        return operator.physics
+    from deepinv.physics import DecomposablePhysics, LinearPhysics, Physics
+
+    shape = tuple(shape)
+    operator.measurement_shape(shape)
+    if not operator.linear:
+        return Physics(A=lambda x, **kwargs: operator.A(x))
+
+    class Bridged(LinearPhysics):
+        """Our closed forms and per-sample conjugate gradients in the place of deepinv's iterations."""
+
+        def A(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return operator.A(x)
+
+        def A_adjoint(self, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return operator.A_adjoint(y)
+
+        def A_adjoint_A(self, x: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return operator.A_adjoint_A(x)
+
+        def A_A_adjoint(self, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return operator.A_A_adjoint(y)
+
+        def A_dagger(self, y: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+            return operator.A_dagger(y)
+
+        def prox_l2(self, z: Any, y: torch.Tensor, gamma: Any, **kwargs: Any) -> torch.Tensor:
+            if not isinstance(z, torch.Tensor):
+                z = torch.full_like(operator.A_adjoint(y), 0.0 if z is None else float(z))
+            return operator.prox_l2(z, y, gamma)
+
+    if operator.has_svd:
+        svd = operator.svd(shape)
+        with torch.no_grad():
+            coordinates = svd.V_adjoint(torch.zeros(1, *shape))
+        if coordinates[0].numel() == torch.Size(shape).numel():
+
+            class BridgedDecomposable(Bridged, DecomposablePhysics):
+                """The same with U, V and the singular values."""
+
+            return BridgedDecomposable(
+                U=svd.U,
+                U_adjoint=svd.U_adjoint,
+                V=svd.V,
+                V_adjoint=svd.V_adjoint,
+                mask=svd.singular_values.expand(coordinates[0].shape)[None].float(),
+                img_size=shape,
+            )
+    return Bridged(img_size=shape)

@@ -1,0 +1,29 @@
+"""Tables computed once in float64 and cast once to each dtype and device that asks for them."""
+
+from __future__ import annotations
+
+import torch
+
+
+def working(x: torch.Tensor) -> torch.Tensor:
+    """x in a dtype that has an FFT: float16 and bfloat16 become float32, float32 and float64 stay."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+class Constant:
+    """A float64 or complex128 table; `like(x)` is the same table in x's precision on x's device."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+        self._casts: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+
+    def like(self, x: torch.Tensor) -> torch.Tensor:
+        key = (x.dtype, x.device)
+        if key not in self._casts:
+            dtype = x.dtype
+            if self.table.is_complex():
+                dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
+            # A table first cast in inference mode could not take part in autograd later.
+            with torch.inference_mode(False):
+                self._casts[key] = self.table.to(dtype).to(x.device)
+        return self._casts[key]

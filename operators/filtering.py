@@ -1,0 +1,128 @@
+"""What all filters share: the shape maps, the checks, and the choice of the fastest exact form for kernel and boundary.
+
+circular boundary             Fourier domain (fourier.py)         SVD
+separable kernel              two small matrices (separable.py)   SVD
+any other kernel, boundary    padding and FFT (padded.py)         conjugate gradients
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from invdiff.errors import UsageError
+from invdiff.operator import SVD, Operator, Shape
+
+from .fourier import CircularFilter
+from .kernels import Stencil
+from .padded import PaddedFilter
+from .separable import SeparableFilter, axis
+from .shapes import channels_and_size, require_batch
+
+Engine = CircularFilter | PaddedFilter | SeparableFilter
+
+
+@dataclass(frozen=True, eq=False)
+class Filter(Operator):
+    """A stencil applied to every channel. A subclass gives `_stencil`, and `_boundary`, `_factor` if they vary."""
+
+    _smaller: ClassVar[str] = "use a smaller kernel"
+
+    def _stencil(self) -> Stencil:
+        raise NotImplementedError
+
+    @property
+    def _boundary(self) -> str:
+        return str(getattr(self, "boundary", "reflect"))
+
+    @property
+    def _factor(self) -> int:
+        return 1
+
+    @property
+    def stencil(self) -> Stencil:
+        return self.cached("stencil", self._stencil)
+
+    @property
+    def has_svd(self) -> bool:
+        return self._boundary == "circular" or self.stencil.axes is not None
+
+    def measurement_shape(self, shape: Shape) -> Shape:
+        channels, height, width = channels_and_size(self.name, shape)
+        factor = self._factor
+        if height % factor or width % factor:
+            usable = "x".join(map(str, self.usable_shape(shape)[1:]))
+            raise UsageError(
+                f"{self.name}: the image {height}x{width} is not a whole number of {factor}x{factor} blocks: "
+                f"crop it to {usable}, or choose a factor that divides both"
+            )
+        rows, columns = self.stencil.size
+        if rows > height or columns > width:
+            raise UsageError(
+                f"{self.name}: kernel {rows}x{columns} is larger than the image {height}x{width}: "
+                f"{self._smaller}, or take a larger image"
+            )
+        if self._boundary == "valid":
+            return channels, height - rows + 1, width - columns + 1
+        return channels, height // factor, width // factor
+
+    def image_shape(self, shape: Shape) -> Shape:
+        channels, height, width = channels_and_size(self.name, shape)
+        if self._boundary == "valid":
+            rows, columns = self.stencil.size
+            return channels, height + rows - 1, width + columns - 1
+        full = (channels, height * self._factor, width * self._factor)
+        self.measurement_shape(full)
+        return full
+
+    def usable_shape(self, shape: Shape) -> Shape:
+        channels, height, width = channels_and_size(self.name, shape)
+        factor = self._factor
+        if height < factor or width < factor:
+            raise UsageError(f"{self.name}: factor={factor} is larger than the image {height}x{width}: lower factor")
+        return channels, height // factor * factor, width // factor * factor
+
+    def _engine(self, shape: Shape) -> Engine:
+        def make() -> Engine:
+            self.measurement_shape(shape)
+            stencil, (height, width) = self.stencil, shape[1:]
+            if self._boundary == "circular":
+                return CircularFilter(stencil, height, width, self._factor)
+            if stencil.axes is None:
+                return PaddedFilter(stencil, height, width, self._boundary)
+            rows, columns = (
+                axis(weights, start, self._factor, size, self._boundary)
+                for weights, start, size in zip(stencil.axes, stencil.start, (height, width), strict=True)
+            )
+            return SeparableFilter(rows, columns)
+
+        return self.cached(("engine", shape[1:]), make)
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return self._engine(require_batch(self.name, x)).A(x)
+
+    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        return self._engine(self.image_shape(require_batch(self.name, y))).A_adjoint(y)
+
+    def svd(self, shape: Shape) -> SVD:
+        engine = self._engine(shape)
+        return super().svd(shape) if isinstance(engine, PaddedFilter) else engine.svd()
+
+    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        engine = self._engine(require_batch(self.name, z))
+        if isinstance(engine, CircularFilter):
+            return engine.prox_l2(z, y, gamma)
+        return super().prox_l2(z, y, gamma)
+
+    def prox_preconditioner(self, shape: Shape, gamma: float) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        if self._factor > 1:
+            return None
+        size = shape[1:]
+        wrapped = self.cached(("wrapped", size), lambda: CircularFilter(self.stencil, *size))
+        # At the edges A passes even what the circular filter stops; a floor of that order halves the iterations.
+        edges = 0.1 * sum(kernel / whole for kernel, whole in zip(self.stencil.size, size, strict=True))
+        floor = edges * float(wrapped.singular_values.max()) ** 2
+        return lambda r: wrapped.inverse(gamma, r, floor)
