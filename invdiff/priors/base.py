@@ -42,6 +42,9 @@ class Prior:
     sigma_max: float = 40.0
     """The largest noise level, in [0, 1] units, at which it makes sense to ask: x_0 is drowned there."""
 
+    sigma_start: float | None = None
+    """Where solvers start by default: a level that already drowns what a measurement has not told. None: sigma_max."""
+
     sigma_min: float = 1e-3
     """The smallest noise level at which the prior still tells noise from image."""
 

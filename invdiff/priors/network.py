@@ -58,6 +58,8 @@ class NetworkPrior(Prior):
         # sigma is halved on the way out: [0, 1] is half as wide as [-1, 1].
         self.sigma_max = float(schedule.sigmas[-1]) / 2
         self.sigma_min = float(schedule.sigmas[0]) / 2
+        # Eight standard deviations of a natural image (about 1/4 on [0, 1]); calls above say next to nothing.
+        self.sigma_start = min(2.0, self.sigma_max)
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,263 @@
+"""A diffusers folder with a UNet2DModel, checked file by file before anything is built."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from invdiff.errors import CheckpointError, UsageError
+from invdiff.parameterization import check_prediction
+from invdiff.priors.environment import explain_import_failure
+from invdiff.priors.tensor_files import first_line, load_tensors, read_json
+from invdiff.schedule import Schedule
+
+SUPPORTED = "an unconditional, pixel-space UNet2DModel with a DDPM-type scheduler"
+# Schedulers whose training process is the DDPM chain; they differ in how they sample, which is ours to choose.
+_SCHEDULERS = (
+    "DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler",
+    "PNDMScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler",
+    "DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler",
+    "LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
+)  # fmt: skip
+_STEM = "diffusion_pytorch_model"
+_WEIGHTS = (f"{_STEM}.safetensors", f"{_STEM}.fp16.safetensors", f"{_STEM}.bin", f"{_STEM}.fp16.bin")
+_INDEXES = (f"{_STEM}.safetensors.index.json", f"{_STEM}.bin.index.json")
+# Attention layers were saved under these names before diffusers 0.15.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """What a folder says about its network: configuration, weight files, schedule. The weights are read on demand."""
+
+    folder: Path
+    config_path: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    schedule: Schedule
+    prediction: str
+    schedule_name: str
+
+    @classmethod
+    def open(cls, folder: Path) -> DiffusersFolder:
+        """Check every file and setting. Layouts: model_index.json + unet/ + scheduler/, or config.json and weights in
+        the folder itself with scheduler_config.json in it, in scheduler/ or in ../scheduler/.
+
+        Raises CheckpointError that names the missing files, or says what about the content is not supported.
+        """
+        flat = (folder / "config.json").is_file() and not (folder / "unet").is_dir()
+        unet = folder if flat else folder / "unet"
+        places = (
+            [folder / "scheduler", folder] if not flat else [folder, folder / "scheduler", folder.parent / "scheduler"]
+        )
+        found = (place / "scheduler_config.json" for place in places)
+        scheduler_path = next((path for path in found if path.is_file()), places[0] / "scheduler_config.json")
+        weights = find_weights(unet)
+        needed = [unet / "config.json", scheduler_path, *weights]
+        if not flat:
+            needed.insert(0, folder / "model_index.json")
+        missing = [str(path.relative_to(folder)) for path in needed if not path.is_file()]
+        if missing:
+            raise CheckpointError(f"{folder}: not a complete diffusers checkpoint, missing {', '.join(missing)}")
+        if (folder / "model_index.json").is_file():
+            _check_index(folder / "model_index.json", read_json(folder / "model_index.json"))
+        config = read_json(unet / "config.json")
+        _check_network(unet / "config.json", config)
+        scheduler = read_json(scheduler_path)
+        schedule, prediction = _check_scheduler(scheduler_path, scheduler)
+        name = "trained_betas" if scheduler.get("trained_betas") else str(scheduler.get("beta_schedule", "linear"))
+        return cls(folder, unet / "config.json", config, weights, schedule, prediction, name)
+
+    @property
+    def channels(self) -> int:
+        return int(self.config.get("in_channels", 3))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return tuple(self.config["block_out_channels"])
+
+    @property
+    def multiple(self) -> int:
+        """Every level but the last halves the image."""
+        return 2 ** (len(self.widths) - 1)
+
+    @property
+    def attention(self) -> bool:
+        """True if some layer attends over all pixels: its cost grows with the square of their number."""
+        blocks = [*self.config["down_block_types"], *self.config["up_block_types"]]
+        middle = self.config.get("mid_block_type", "UNetMidBlock2D") is not None and self.config.get(
+            "add_attention", True
+        )
+        return bool(middle) or any("Attn" in str(block) for block in blocks)
+
+    def sha256(self) -> str:
+        """Of the weights file; of all of them one after the other, in the order of their names, where it is sharded."""
+        digest = hashlib.sha256()
+        for path in self.weights:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights, as stored. Raises CheckpointError unless they are tensors of finite numbers."""
+        state: dict[str, torch.Tensor] = {}
+        for path in self.weights:
+            part = load_tensors(path)
+            if not isinstance(part, dict) or not all(isinstance(value, torch.Tensor) for value in part.values()):
+                raise CheckpointError(f"{path}: holds no state dict (name -> tensor)")
+            state |= part
+        for name, value in state.items():
+            if value.is_floating_point() and not torch.isfinite(value).all():
+                raise CheckpointError(f"{self.weights[0]}: weight {name} holds NaN or infinity")
+        return {_current_name(name): value for name, value in state.items()}
+
+    def network(self, state: dict[str, torch.Tensor] | None = None) -> Any:
+        """The UNet2DModel in float32 with exactly these weights. Raises CheckpointError if they do not fit."""
+        network = self._skeleton()
+        state = self.state_dict() if state is None else state
+        self._check_fit(network.state_dict(), state)
+        network.load_state_dict(state, strict=True)
+        return network.eval()
+
+    def _skeleton(self) -> Any:
+        with explain_import_failure():
+            from diffusers import UNet2DModel
+        try:
+            # Layers draw their first weights from the global generator; fork_rng leaves it as it was.
+            with torch.random.fork_rng(devices=[]):
+                return UNet2DModel.from_config(self.config)
+        except Exception as error:  # whatever its constructor makes of a wrong value
+            reason = first_line(error)
+            raise CheckpointError(f"{self.config_path}: no UNet2DModel can be built from it ({reason})") from error
+
+    def _check_fit(self, expected: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> None:
+        shapes = [
+            f"{name} is {tuple(state[name].shape)}, should be {tuple(expected[name].shape)}"
+            for name in expected
+            if name in state and state[name].shape != expected[name].shape
+        ]
+        problems = [
+            ("missing", [name for name in expected if name not in state]),
+            ("unexpected", [name for name in state if name not in expected]),
+            ("wrong shape:", shapes),
+        ]
+        said = [f"{what} {_first_few(names)}" for what, names in problems if names]
+        if said:
+            raise CheckpointError(f"{self.weights[0]} does not fit {self.config_path}: {'; '.join(said)}")
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for people and provenance; the keys are those of `describe_checkpoint`."""
+        state = self.state_dict()
+        network = self.network(state)
+        facts: dict[str, Any] = {
+            "path": str(self.folder),
+            "parameters": sum(parameter.numel() for parameter in network.parameters()),
+            "size_mib": round(sum(path.stat().st_size for path in self.weights) / 2**20, 2),
+            "dtype": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})),
+            "channels": self.channels,
+            "widths": list(self.widths),
+            "attention": self.attention,
+            "prediction": self.prediction,
+            "schedule": self.schedule_name,
+            "steps": len(self.schedule),
+            # [0, 1] is half as wide as the network's [-1, 1].
+            "sigma_min": float(self.schedule.sigmas[0]) / 2,
+            "sigma_max": float(self.schedule.sigmas[-1]) / 2,
+            "multiple": self.multiple,
+            "flop_per_pixel": flop_per_pixel(network, self.channels, self.multiple),
+            "sha256": self.sha256(),
+        }
+        recipe = self.folder / "recipe.json"
+        if recipe.is_file():
+            facts["recipe"] = read_json(recipe)
+        return facts
+
+
+def find_weights(unet: Path) -> tuple[Path, ...]:
+    """The weight files of a unet folder: one, or the shards that its index lists; the usual name if there is none."""
+    for name in _WEIGHTS:
+        if (unet / name).is_file():
+            return (unet / name,)
+    for name in _INDEXES:
+        if (unet / name).is_file():
+            shards = read_json(unet / name).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise CheckpointError(f"{unet / name}: no weight_map in this index of shards")
+            names = sorted({str(shard) for shard in shards.values()})
+            if any(Path(shard).name != shard for shard in names):
+                raise CheckpointError(f"{unet / name}: shards must lie beside their index")
+            return tuple(unet / shard for shard in names)
+    return (unet / _WEIGHTS[0],)
+
+
+def flop_per_pixel(network: Any, channels: int, multiple: int, side: int = 256) -> float:
+    """Floating-point operations of one call divided by its pixels, counted without computing anything (meta device)."""
+    import copy
+
+    from torch.utils.flop_counter import FlopCounterMode
+
+    side = side + -side % multiple
+    network = copy.deepcopy(network).to("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.empty(1, channels, side, side, device="meta"), torch.zeros(1, device="meta"))
+    return counter.get_total_flops() / side**2
+
+
+def _check_index(path: Path, index: dict[str, Any]) -> None:
+    parts = {key: value for key, value in index.items() if isinstance(value, list) and not key.startswith("_")}
+    for name in ("vae", "vqvae", "movq", "text_encoder", "prior"):
+        if name in parts:
+            raise CheckpointError(f"{path}: a pipeline with a {name} is not supported; what is: {SUPPORTED}")
+    kind = parts.get("unet", [None, "UNet2DModel"])[-1]
+    if kind != "UNet2DModel":
+        raise CheckpointError(f"{path}: its unet is a {kind}, which is not supported; what is: {SUPPORTED}")
+
+
+def _check_network(path: Path, config: dict[str, Any]) -> None:
+    def refuse(reason: str) -> None:
+        raise CheckpointError(f"{path}: {reason}; supported is {SUPPORTED}")
+
+    kind = config.get("_class_name")
+    if kind != "UNet2DModel":
+        refuse("it names no class" if kind is None else f"it describes a {kind}")
+    if config.get("class_embed_type") is not None or config.get("num_class_embeds") is not None:
+        refuse("the network is conditioned on a class label, and a prior has none to give")
+    embedding = config.get("time_embedding_type", "positional")
+    if embedding != "positional":
+        refuse(f"its time embedding is {embedding!r}, which takes no fractional DDPM time")
+    for key in ("block_out_channels", "down_block_types", "up_block_types"):
+        if not isinstance(config.get(key), list) or not config[key]:
+            refuse(f"{key} must be a list, got {config.get(key)!r}")
+    entering, leaving = config.get("in_channels", 3), config.get("out_channels", 3)
+    if not isinstance(entering, int) or leaving not in (entering, 2 * entering):
+        refuse(
+            f"in_channels={entering} and out_channels={leaving}: out must equal in, or twice in for a learned variance"
+        )
+
+
+def _check_scheduler(path: Path, config: dict[str, Any]) -> tuple[Schedule, str]:
+    kind = config.get("_class_name", "DDPMScheduler")
+    if kind not in _SCHEDULERS:
+        raise CheckpointError(f"{path}: a network trained with {kind} is not supported; what is: {SUPPORTED}")
+    try:
+        return Schedule.from_diffusers(config), check_prediction(config.get("prediction_type", "epsilon"))
+    except (UsageError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _current_name(name: str) -> str:
+    """A weight's name today; only attention layers were renamed."""
+    parts = name.split(".")
+    if "attentions" in parts and parts[-2] in _OLD_ATTENTION:
+        parts[-2] = _OLD_ATTENTION[parts[-2]]
+    return ".".join(parts)
+
+
+def _first_few(names: list[str], limit: int = 3) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
