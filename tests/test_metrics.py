@@ -1,0 +1,140 @@
+"""PSNR and SSIM against their formulas and against scikit-image, on photographs and on noise."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from invdiff.errors import NumericalError, UsageError
+from invdiff.evaluation import metrics
+from invdiff.evaluation.metrics import psnr, ssim
+
+
+def random_pair(shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    reference = torch.rand(shape, generator=generator, dtype=torch.float64)
+    return (reference + 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)).clamp(0, 1), reference
+
+
+def photograph_pair(name):
+    photograph = np.atleast_3d(getattr(skimage.data, name)())[:120, :150]
+    reference = torch.from_numpy(photograph.transpose(2, 0, 1).copy())[None].double() / 255
+    noise = torch.randn(reference.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return (0.9 * reference + 0.05 * noise).clamp(0, 1), reference
+
+
+def by_scikit_image(x, reference):
+    arguments = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    pairs = zip(x.double().numpy(), reference.double().numpy(), strict=True)
+    return torch.tensor([structural_similarity(a, b, channel_axis=0, **arguments) for a, b in pairs])
+
+
+PAIRS = {
+    **{name: (photograph_pair, name) for name in ("astronaut", "camera", "coffee", "coins")},
+    "grey noise": (random_pair, (2, 1, 40, 33)),
+    "colour noise": (random_pair, (3, 3, 24, 31)),
+    "one window": (random_pair, (2, 3, 11, 11)),
+    "one row of windows": (random_pair, (1, 1, 11, 30)),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_ssim_equals_scikit_image(name):
+    build, argument = PAIRS[name]
+    x, reference = build(argument)
+    torch.testing.assert_close(ssim(x, reference), by_scikit_image(x, reference), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("attribute, wrong", [("WINDOW_SIGMA", 1.5 * math.sqrt(2)), ("C2", 0.02**2), ("C1", 0.03**2)])
+def test_ssim_comparison_notices_a_wrong_constant(monkeypatch, attribute, wrong):
+    x, reference = photograph_pair("camera")
+    monkeypatch.setattr(metrics, attribute, wrong)
+    assert abs(ssim(x, reference) - by_scikit_image(x, reference)) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["astronaut", "colour noise"])
+def test_psnr_equals_scikit_image(name):
+    build, argument = PAIRS[name]
+    x, reference = build(argument)
+    pairs = zip(reference.numpy(), x.numpy(), strict=True)
+    expected = torch.tensor([peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs], dtype=torch.float64)
+    torch.testing.assert_close(psnr(x, reference), expected, rtol=1e-12, atol=0)
+
+
+def test_psnr_of_a_known_error():
+    reference = torch.full((1, 3, 4, 4), 0.5)
+    torch.testing.assert_close(psnr(reference + 0.25, reference), torch.tensor([-20 * math.log10(0.25)]).double())
+
+
+def test_identical_images_have_infinite_psnr_and_ssim_one():
+    x, _ = random_pair((2, 3, 16, 16))
+    assert psnr(x, x).tolist() == [math.inf, math.inf]
+    torch.testing.assert_close(ssim(x, x), torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_values_are_clipped_before_they_are_compared(metric):
+    x, reference = random_pair((1, 1, 16, 16))
+    outside = torch.where(x > 0.8, 7.0, x)
+    torch.testing.assert_close(metric(outside, reference), metric(outside.clamp(0, 1), reference))
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_eight_bit_rounds_both_images(metric):
+    x, reference = random_pair((1, 3, 16, 16))
+    rounded = [(image * 255).round() / 255 for image in (x, reference)]
+    torch.testing.assert_close(metric(x, reference, eight_bit=True), metric(*rounded), rtol=0, atol=1e-14)
+    assert metric(x, reference, eight_bit=True) != metric(x, reference)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_a_batch_equals_its_images_alone(metric):
+    x, reference = random_pair((3, 3, 20, 14))
+    alone = torch.cat([metric(x[i : i + 1], reference[i : i + 1]) for i in range(3)])
+    torch.testing.assert_close(metric(x, reference), alone, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_float32_images_are_measured_in_float64(metric):
+    x, reference = (image.float() for image in random_pair((1, 3, 16, 16)))
+    assert metric(x, reference).dtype == torch.float64
+    assert torch.equal(metric(x, reference), metric(x.double(), reference.double()))
+
+
+def test_ssim_has_a_gradient():
+    x, reference = random_pair((1, 1, 12, 13))
+    assert torch.autograd.gradcheck(lambda image: ssim(image, reference), (0.1 + 0.8 * x).requires_grad_())
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize(
+    "x, reference, error, words",
+    [
+        (torch.zeros(1, 3, 16, 16), torch.zeros(1, 1, 16, 16), UsageError, r"\(1, 3, 16, 16\) and \(1, 1, 16, 16\)"),
+        (torch.zeros(3, 16, 16), torch.zeros(3, 16, 16), UsageError, r"\(B, C, H, W\)"),
+        (torch.zeros(0, 3, 16, 16), torch.zeros(0, 3, 16, 16), UsageError, "batches"),
+        (
+            torch.zeros(1, 1, 16, 16),
+            torch.zeros(1, 1, 16, 16, dtype=torch.uint8),
+            UsageError,
+            "reference is torch.uint8",
+        ),
+        (torch.full((1, 1, 16, 16), math.nan), torch.zeros(1, 1, 16, 16), NumericalError, "x holds NaN"),
+        (torch.zeros(1, 1, 16, 16), torch.full((1, 1, 16, 16), math.inf), NumericalError, "reference holds"),
+    ],
+)
+def test_unusable_arguments_are_refused(metric, x, reference, error, words):
+    with pytest.raises(error, match=words):
+        metric(x, reference)
+
+
+@pytest.mark.parametrize("size", [(10, 30), (30, 10)])
+def test_ssim_refuses_images_smaller_than_its_window(size):
+    x, reference = random_pair((1, 1, *size))
+    with pytest.raises(UsageError, match=f"at least 11 x 11 pixels, got {size[0]} x {size[1]}"):
+        ssim(x, reference)
