@@ -1,0 +1,126 @@
+"""`invdiff degrade`: simulate measurements of clean images."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import click
+
+from . import errors, files, options
+from .files import Job
+
+EXAMPLES = """
+invdiff degrade photo.png -o blurred.png --operator gaussian_blur:sigma=2 --noise 0.05
+
+# a folder, four times smaller; float TIFF keeps values outside [0, 1]
+invdiff degrade clean/ -o small/ --operator downsample:factor=4 --noise 12.75/255 --format tiff
+"""
+
+
+@click.command(cls=options.Command, epilog=EXAMPLES)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--out", metavar="OUT", required=True, help="Output file for one input, else a folder.")
+@options.operator_option
+@click.option(
+    "--noise",
+    metavar="SIGMA",
+    required=True,
+    help="Noise level sigma_y to add, [0, 1] units: 0.05, 12.75/255, or 0 for none.",
+)
+@options.seed_option
+@options.file_options
+@options.quiet_option
+def degrade(
+    inputs: tuple[str, ...],
+    out: str,
+    operator: str,
+    noise: str,
+    seed: int,
+    bits: str | None,
+    extension: str | None,
+    overwrite: bool,
+    skip_existing: bool,
+    quiet: bool,
+) -> int:
+    """Simulate measurements Y = A(X) + sigma_y Z of clean images.
+
+    INPUT: image files, folders or 'patterns*.png'. An image that the operator cannot take whole (blocks of pixels, say)
+    is cropped at the bottom and right. Each output gets a record OUT.json. The noise depends on --seed and the file's
+    name alone.
+    """
+    from invdiff.parameters import fraction
+    from invdiff.problem import check_noise, resolve_operator
+
+    depth = int(bits) if bits else None
+    chosen = resolve_operator(operator)
+    try:
+        silent = fraction(noise) == 0
+    except ValueError:
+        silent = False
+    sigma_y = 0.0 if silent else check_noise(noise)
+    jobs = files.plan(inputs, out, extension=extension, bits=depth, overwrite=overwrite, skip_existing=skip_existing)
+    if not jobs:
+        click.echo("nothing to do: every output exists", err=True)
+    failed = []
+    for job in jobs:
+        words = ["invdiff", "degrade", str(job.source), "-o", str(job.target), "--operator", operator]
+        words += ["--noise", noise, "--seed", str(seed), *(["--bits", bits] if bits else [])]
+        try:
+            degrade_one(job, chosen, sigma_y, seed, depth, shlex.join(words), quiet)
+        except Exception as error:
+            line = errors.explain(error)
+            if line is None or len(jobs) == 1:
+                raise
+            failed.append(job.source.name)
+            click.echo(errors.about(job.source, line), err=True)
+    if failed:
+        click.echo(f"wrote {len(jobs) - len(failed)} of {len(jobs)} images; failed: {', '.join(failed)}", err=True)
+    return 1 if failed else 0
+
+
+def degrade_one(
+    job: Job, operator: object, sigma_y: float, seed: int, bits: int | None, command: str, quiet: bool
+) -> None:
+    """Measure one image, write y and its record, and print what was done."""
+    from invdiff.images import read_image, write_image, write_json
+    from invdiff.operator import Operator
+    from invdiff.restoration import degrade as degrade_tensor
+    from invdiff.solution import package_versions
+
+    assert isinstance(operator, Operator)
+    image = read_image(job.source)
+    x, notes = image.tensor, list(image.notes)
+    usable = tuple(operator.usable_shape(tuple(x.shape)))
+    if usable != tuple(x.shape):
+        notes.append(f"cropped from {x.shape[1]} x {x.shape[2]} to {usable[1]} x {usable[2]} pixels for {operator}")
+        x = x[:, : usable[1], : usable[2]]
+    y = degrade_tensor(x[None], operator, noise=sigma_y, seed=seed, ids=[job.key])[0]
+    record = {
+        "operator": operator.spec,
+        "noise": {"sigma_y": sigma_y, "unit": "standard deviation, images in [0, 1]"},
+        "seed": seed,
+        "versions": package_versions(),
+        "input": files.describe_input(job.source, image.description, notes),
+        "command": command,
+        "working_folder": os.getcwd(),
+    }
+    with files.all_or_nothing() as written:
+        clipped = write_image(job.target, y, bits)
+        written.append(job.target)
+        shapes = {"image_shape": list(x.shape), "measurement_shape": list(y.shape)}
+        write_json(job.record, record | {"output": {"path": str(job.target), "clipped": clipped, **shapes}})
+    if quiet:
+        return
+    for note in notes:
+        click.echo(f"note: {job.source.name}: {note}", err=True)
+    if clipped:
+        remedy = (
+            "write .tiff or .npy to keep them" if not Path(job.target).suffix.startswith(".tif") else "leave out --bits"
+        )
+        click.echo(
+            f"warning: {job.target.name}: {100 * clipped:.2g} % of the values were clipped to [0, 1]; {remedy}",
+            err=True,
+        )
+    click.echo(f"{job.target}  {operator}, noise {sigma_y:g}, {' x '.join(map(str, y.shape[1:]))} pixels")

@@ -1,0 +1,150 @@
+"""`invdiff demo`: one photograph, three degradations, three restorations."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from . import files, options, tables
+from .comparison import as_image, compare
+
+if TYPE_CHECKING:
+    import torch
+
+EXAMPLES = """
+invdiff demo
+invdiff demo --image my-photo.jpg --size 384 --out my-demo
+"""
+
+TASKS = {
+    "deblurring": "gaussian_blur:sigma=2",
+    "super-resolution": "downsample:factor=4,kernel=bicubic",
+    "inpainting": "inpaint:keep=0.4",
+}
+PHOTOGRAPH = "chelsea.png"
+
+
+@click.command(cls=options.Command, epilog=EXAMPLES)
+@click.option("--out", "-o", metavar="DIR", default="invdiff-demo", help="Folder for the pictures.")
+@click.option("--size", type=click.IntRange(16, 2048), metavar="PX", default=256, help="Side of the square picture.")
+@click.option("--image", metavar="FILE", help="Your own photograph.  [default: a cat that comes with scikit-image]")
+@click.option("--noise", metavar="SIGMA", default="0.05", help="Noise level sigma_y, [0, 1] units.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Network calls.  [default: the solver's]")
+@options.seed_option
+@options.prior_option
+@options.hardware_options
+@options.quiet_option
+def demo(
+    out: str,
+    size: int,
+    image: str | None,
+    noise: str,
+    steps: int | None,
+    seed: int,
+    prior: str,
+    device: str,
+    precision: str,
+    quiet: bool,
+) -> None:
+    """Blur, shrink and mask a photograph, and restore it.
+
+    The result is in DIR/demo.png. Nothing is downloaded (unless --prior is a Hugging Face id). Files of an earlier
+    demo in DIR are replaced.
+    """
+    from invdiff.errors import UsageError
+    from invdiff.images import to_grid, write_image, write_json
+    from invdiff.problem import check_noise, resolve_operator
+    from invdiff.restoration import degrade, resolve_prior, restore
+
+    from .restore import resolve_solver
+
+    folder, sigma_y = Path(out), check_noise(noise)
+    files.check_writable(folder / "demo.png")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "demo.json").exists():
+        raise UsageError(f"{folder} holds other files; choose a new folder, e.g. --out {folder}-2")
+    source = Path(image) if image else shipped_photograph()
+    network = resolve_prior(prior, device, precision)
+    truth = square(source, size, network.channels or 3)
+    pictures, labels, rows, records = [], [], [], {}
+    with files.all_or_nothing() as written:
+
+        def save(name: str, tensor: torch.Tensor) -> None:
+            write_image(folder / name, tensor)
+            written.append(folder / name)
+
+        save("truth.png", truth)
+        for task, spec in TASKS.items():
+            operator = resolve_operator(spec)
+            x = truth[(slice(None), *(slice(side) for side in operator.usable_shape(tuple(truth.shape))[1:]))]
+            y = degrade(x[None], operator, noise=sigma_y, seed=seed, ids=[task])
+            solver = resolve_solver("auto", steps, {}, operator, sigma_y)
+            bar = not quiet and sys.stderr.isatty()
+            solution = restore(y, operator, sigma_y, network, solver, seed=seed, ids=[task], progress=bar)
+            restored = solution.mean[0]
+            comparison = compare(y[0], restored, x)
+            save(f"{task}-degraded.png", y[0])
+            save(f"{task}-restored.png", restored)
+            records[task] = solution.provenance() | {"metrics": comparison.record()}
+            before, after = comparison.before, comparison.after
+            seen = as_image(y[0], tuple(x.shape))
+            assert before is not None and seen is not None  # all three measurements are pictures
+            pictures += [_padded(picture, truth) for picture in (x, seen, restored)]
+            labels += [
+                f"{task}: truth",
+                f"{spec.partition(':')[0]}, {before.psnr:.1f} dB",
+                f"restored, {after.psnr:.1f} dB",
+            ]
+            numbers = (
+                f"{before.psnr:.2f} -> {after.psnr:.2f}",
+                _pair(before.ssim, after.ssim),
+                f"{solution.seconds:.1f}",
+            )
+            rows.append((task, spec, *numbers))
+        save("demo.png", to_grid(pictures, labels, columns=3))
+        write_json(folder / "demo.json", {"input": str(source), "size": size, "tasks": records})
+    if quiet:
+        return
+    click.echo(tables.table(("task", "operator", "PSNR in dB", "SSIM", "seconds"), rows))
+    click.echo(f"\nnoise {sigma_y:g}; degraded -> restored by {solution.solver['name']}, {solution.nfe} network calls")
+    click.echo(f"{folder / 'demo.png'}")
+
+
+def _pair(before: float | None, after: float | None) -> str:
+    return "-" if before is None or after is None else f"{before:.3f} -> {after:.3f}"
+
+
+def _padded(picture: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """White at the bottom and right of a picture that the operator had to crop, so that all fit one grid."""
+    from torch.nn import functional
+
+    down, right = (whole - part for whole, part in zip(like.shape[1:], picture.shape[1:], strict=True))
+    return functional.pad(picture, (0, right, 0, down), value=1.0)
+
+
+def shipped_photograph() -> Path:
+    """A colour photograph inside the installed scikit-image; nothing is fetched."""
+    from invdiff.errors import ImageError
+
+    spec = importlib.util.find_spec("skimage")
+    path = Path(spec.origin).parent / "data" / PHOTOGRAPH if spec and spec.origin else None
+    if path is None or not path.is_file():
+        raise ImageError(f"scikit-image is installed without its {PHOTOGRAPH}; give a photograph: --image FILE")
+    return path
+
+
+def square(path: Path, size: int, channels: int) -> torch.Tensor:
+    """The middle square of a picture (C, size, size) in [0, 1], reduced or enlarged with an antialiased filter."""
+    from torch.nn import functional
+
+    from invdiff.images import fit_channels, read_image
+
+    image = fit_channels(read_image(path).tensor, channels)
+    side = min(image.shape[1:])
+    top, left = ((extent - side) // 2 for extent in image.shape[1:])
+    middle = image[:, top : top + side, left : left + side]
+    resized = functional.interpolate(middle[None], size=(size, size), mode="bicubic", antialias=True)[0]
+    return resized.clamp(0, 1)

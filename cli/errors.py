@@ -1,0 +1,86 @@
+"""What users see when something goes wrong: one line on stderr and an exit code; the traceback with --debug."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+
+import click
+
+from invdiff.errors import InvdiffError
+
+OUT_OF_MEMORY = "not enough memory; use a smaller --batch-size or smaller images, or another --device"
+DISK_FULL = "no space left on the disk; free some space, or write to another disk"
+
+
+def report(error: BaseException, debug: bool = False) -> int:
+    """Print the one line of an exception (with --debug the traceback first) and return the exit code.
+
+    2: wrong usage; 130: interrupted; 1: everything else.
+    """
+    if isinstance(error, click.Abort):
+        click.echo("interrupted", err=True)
+        return 130
+    if debug and not isinstance(error, click.ClickException):
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, click.UsageError) and type(error).__name__ == "NoArgsIsHelpError":
+        click.echo(error.format_message())
+        return 0
+    if isinstance(error, click.UsageError):
+        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+        click.echo(f"Error: {one_line(error.format_message())}{where}", err=True)
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        click.echo(f"Error: {one_line(error.format_message())}", err=True)
+        return error.exit_code
+    message = explain(error)
+    if message is None:
+        kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        hint = "" if debug else "; run it again with --debug for the traceback"
+        message = f"this is a bug in invdiff ({one_line(kind)[:300]}){hint}"
+    click.echo(f"Error: {message}", err=True)
+    return error.exit_code if isinstance(error, InvdiffError) else 1
+
+
+def explain(error: BaseException) -> str | None:
+    """What happened and how to fix it, in one line, for everything a user can act on; None for a bug."""
+    text = str(error)
+    if isinstance(error, InvdiffError):
+        return one_line(text)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error.filename}: {DISK_FULL}" if error.filename else DISK_FULL
+    if "PytorchStreamWriter failed" in text:
+        return f"a checkpoint could not be written; probably {DISK_FULL}"
+    if (
+        isinstance(error, (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError))
+        and error.filename
+    ):
+        return f"{os.fsdecode(error.filename)}: {(error.strerror or 'cannot be used').lower()}; check the path"
+    if "torchvision" in text:
+        from invdiff.priors.environment import explain_import_failure
+
+        try:
+            with explain_import_failure():
+                raise error
+        except InvdiffError as explained:
+            return one_line(str(explained))
+        except BaseException as other:
+            assert other is error
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("invdiff"):
+        package = error.name.split(".")[0]
+        return f"the package {package} is not installed; install it: pip install {package}"
+    return None
+
+
+def about(path: os.PathLike[str], line: str) -> str:
+    """The line of a file that failed among several, with its name once."""
+    return f"Error: {line}" if str(path) in line else f"Error: {path}: {line}"
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks or runs of blanks."""
+    return " ".join(text.split())

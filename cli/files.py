@@ -1,0 +1,172 @@
+"""From the arguments INPUT... and -o OUT to pairs of files, checked before anything is computed; and the records."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from invdiff.errors import ImageError, UsageError
+from invdiff.images import WRITABLE_BITS, list_images
+
+DEFAULT_EXTENSION = "png"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One input and where its result goes. `inside`: path of the input below the folder it was found in."""
+
+    source: Path
+    target: Path
+    inside: Path
+
+    @property
+    def key(self) -> str:
+        """What the random numbers are keyed by: the file name, so the same file gives the same result anywhere."""
+        return self.source.name
+
+    @property
+    def record(self) -> Path:
+        """The JSON file beside the output."""
+        return self.target.with_name(f"{self.target.name}.json")
+
+    def companion(self, suffix: str) -> Path:
+        """A further output: out.png -> out-std.png."""
+        return self.target.with_name(f"{self.target.stem}{suffix}{self.target.suffix}")
+
+
+def plan(
+    inputs: Sequence[str],
+    out: str,
+    *,
+    extension: str | None = None,
+    bits: int | None = None,
+    overwrite: bool = False,
+    skip_existing: bool = False,
+) -> list[Job]:
+    """The jobs of a command, in natural order of their inputs.
+
+    OUT is a file if it ends in a file type and there is one input; otherwise a folder, in which inputs keep their names
+    and the sub-folders of an input folder. Raises UsageError or ImageError, before any computation, for what could not
+    be written: an unknown file type, two inputs for one output, an output that is an input or somebody else's file.
+    """
+    if overwrite and skip_existing:
+        raise UsageError("--overwrite and --skip-existing exclude each other; give one of them")
+    found = _find(inputs, Path(out))
+    as_file = is_file_name(out, several=len(found) > 1)
+    if as_file and len(found) > 1:
+        raise UsageError(f"{len(found)} inputs cannot go to one file {out}; give a folder, e.g. -o {Path(out).stem}/")
+    if as_file and extension is not None:
+        raise UsageError(f"--format {extension} is for output folders; {out} names its file type itself")
+    jobs = []
+    for source, inside in found:
+        name = inside.with_suffix(f".{extension or DEFAULT_EXTENSION}")
+        jobs.append(Job(source, Path(out) if as_file else Path(out) / name, inside))
+    _check_targets(jobs, bits, overwrite or skip_existing)
+    return [job for job in jobs if not (skip_existing and job.target.exists())]
+
+
+def is_file_name(out: str, several: bool = False) -> bool:
+    """True if OUT means a file. Raises UsageError for a file type that cannot be written."""
+    path = Path(out)
+    if out.endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
+        return False
+    if path.suffix.lower() in WRITABLE_BITS:
+        return True
+    if several:
+        return False
+    types = ", ".join(WRITABLE_BITS)
+    raise UsageError(f"cannot write {out}: {path.suffix!r} is none of {types}; for a folder write {out}/")
+
+
+def check_writable(path: Path, bits: int | None = None) -> None:
+    """Raise ImageError if a file could not be written there, UsageError if its type does not hold these bits."""
+    allowed = WRITABLE_BITS[path.suffix.lower()]
+    if bits is not None and bits not in allowed:
+        raise UsageError(
+            f"--bits {bits} does not fit {path}: {path.suffix} holds {' or '.join(map(str, allowed))} bits"
+        )
+    if path.is_dir():
+        raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
+    ancestor = path.parent
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise ImageError(f"cannot write {path}: {ancestor} is a file, not a folder; choose another -o")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise ImageError(f"cannot write {path}: no permission to write in {ancestor}; choose another -o")
+
+
+def _find(inputs: Sequence[str], out: Path) -> list[tuple[Path, Path]]:
+    """(path, path below the folder it was found in) of each input, each once; earlier outputs are left out."""
+    found: dict[Path, tuple[Path, Path]] = {}
+    ignored = 0
+    for argument in inputs:
+        root = Path(argument)
+        for source in list_images([argument]):
+            if root.is_dir() and out.is_dir() and out.resolve() != root.resolve() and _below(source, out):
+                ignored += 1
+                continue
+            inside = source.relative_to(root) if root.is_dir() else Path(source.name)
+            found.setdefault(source.resolve(), (source, inside))
+    if ignored:
+        click.echo(f"note: {ignored} images below the output folder {out} are not taken as inputs", err=True)
+    if not found:
+        raise ImageError(f"no images in {', '.join(inputs)} outside the output folder {out}; check the paths")
+    return list(found.values())
+
+
+def _below(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
+def _check_targets(jobs: Sequence[Job], bits: int | None, may_exist: bool) -> None:
+    sources = {job.source.resolve() for job in jobs}
+    taken: dict[Path, Path] = {}
+    for job in jobs:
+        where = job.target.resolve()
+        if where in sources:
+            raise UsageError(f"{job.target} is an input and would be overwritten; choose another -o")
+        if where in taken:
+            raise UsageError(
+                f"{taken[where]} and {job.source} would both be written to {job.target}; restore them into two folders"
+            )
+        taken[where] = job.source
+        check_writable(job.target, bits)
+        if job.target.exists() and not may_exist and not job.record.exists():
+            raise UsageError(
+                f"{job.target} exists and was not written by invdiff; choose another -o, or use --overwrite "
+                "(replace it) or --skip-existing (keep it)"
+            )
+
+
+@contextlib.contextmanager
+def all_or_nothing() -> Iterator[list[Path]]:
+    """Yields a list to note written files in; if the block fails or is interrupted, those are removed again."""
+    written: list[Path] = []
+    try:
+        yield written
+    except BaseException:
+        for path in written:
+            path.unlink(missing_ok=True)
+        raise
+
+
+def sha256(path: Path) -> str:
+    """The hash of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def describe_input(path: Path, description: str, notes: Sequence[str]) -> dict[str, Any]:
+    """What a record says about an input file."""
+    return {"path": str(path), "sha256": sha256(path), "description": description, "notes": list(notes)}

@@ -1,0 +1,189 @@
+"""`invdiff restore`: measured images to restored ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import files, options
+from .files import Job
+from .restoring import Settings, run
+
+if TYPE_CHECKING:
+    from invdiff.operator import Operator
+    from invdiff.solvers.base import Solver
+
+EXAMPLES = """
+# one image, blurred by a Gaussian of 2 pixels, with noise of 12.75 grey levels of 255
+invdiff restore blurred.png -o out.png --operator gaussian_blur:sigma=2 --noise 12.75/255
+
+# a folder, another method with its own settings, 16-bit files
+invdiff restore small/ -o large/ --operator downsample:factor=4 --noise 0.02 --bits 16 \\
+    --solver ddrm --set eta=0.9 --steps 40
+
+# how sure is it? four samples, their mean and their standard deviation (out-std.png)
+invdiff restore holes.png -o out.png --operator inpaint:mask=mask.png --noise 0.01 --samples 4
+
+# compare with the truth
+invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --reference clean/
+"""
+
+
+@click.command(cls=options.Command, epilog=EXAMPLES)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.option("-o", "--out", metavar="OUT", required=True, help="Output file for one input, else a folder.")
+@options.operator_option
+@click.option(
+    "--noise", metavar="SIGMA", required=True, help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255."
+)
+@options.prior_option
+@click.option(
+    "--solver",
+    metavar="SPEC",
+    default="auto",
+    help="NAME or NAME:key=value,... (`invdiff solvers list`); auto chooses by operator and noise.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Noise levels to visit, one network call each.  [default: the solver's]",
+)
+@click.option(
+    "--set",
+    "hyperparameters",
+    type=options.KeyValue(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A hyperparameter of the solver; repeatable.",
+)
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1,
+    help="Posterior samples. With more than one, OUT is their mean, OUT-std their standard deviation (white = the "
+    "largest, recorded in the .json; unscaled in float files), OUT-sample-1.. the samples.",
+)
+@options.seed_option
+@click.option(
+    "--reference",
+    metavar="FILE|FOLDER",
+    help="The truth, to print PSNR and SSIM: a file, or a folder with the inputs' names.",
+)
+@options.hardware_options
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images of one size that run together; the result does not depend on it.  [default: 1 on a CPU, else 16]",
+)
+@options.file_options
+@options.quiet_option
+def restore(
+    inputs: tuple[str, ...],
+    out: str,
+    operator: str,
+    noise: str,
+    prior: str,
+    solver: str,
+    steps: int | None,
+    hyperparameters: tuple[tuple[str, str], ...],
+    samples: int,
+    seed: int,
+    reference: str | None,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    bits: str | None,
+    extension: str | None,
+    overwrite: bool,
+    skip_existing: bool,
+    quiet: bool,
+) -> int:
+    """Restore measured images.
+
+    Draws samples of X given Y = A(X) + sigma_y Z.
+
+    INPUT: image files, folders or 'patterns*.png' of measurements that exist already (PNG, JPEG, WebP, BMP, TIFF,
+    .npy). Each output gets a record OUT.json: settings, seed, versions, hashes, and the command that repeats it. Random
+    numbers depend on --seed and the file's name alone. A grey input with a colour prior and an operator that treats
+    channels alike is repeated to three channels and the result turned back to grey.
+    """
+    from invdiff.problem import check_noise, resolve_operator
+    from invdiff.restoration import resolve_prior
+
+    depth = int(bits) if bits else None
+    chosen_operator, sigma_y = resolve_operator(operator), check_noise(noise)
+    method = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator, sigma_y)
+    jobs = files.plan(inputs, out, extension=extension, bits=depth, overwrite=overwrite, skip_existing=skip_existing)
+    references = match_references(jobs, reference)
+    if not jobs:
+        click.echo("nothing to do: every output exists", err=True)
+        return 0
+    network = resolve_prior(prior, device, precision)
+    settings = Settings(
+        operator=chosen_operator,
+        operator_text=operator,
+        sigma_y=sigma_y,
+        noise_text=noise,
+        prior=network,
+        prior_text=prior,
+        solver=method,
+        samples=samples,
+        seed=seed,
+        bits=depth,
+        device=device,
+        precision=precision,
+        batch_size=batch_size or (1 if network.device.type == "cpu" else 16),
+        quiet=quiet,
+        references=references,
+    )
+    return run(jobs, settings)
+
+
+def resolve_solver(
+    solver: str, steps: int | None, hyperparameters: dict[str, Any], operator: Operator, sigma_y: float
+) -> Solver:
+    """The solver with all its settings, checked against the operator."""
+    from invdiff import solvers
+    from invdiff.solvers.auto import choose
+
+    if steps is not None and "steps" in hyperparameters:
+        raise click.UsageError("--steps and --set steps=... are both given.")
+    if steps is not None:
+        hyperparameters = hyperparameters | {"steps": steps}
+    if solver.partition(":")[0] == "auto":
+        if solver != "auto":
+            raise click.UsageError("--solver auto takes no settings of its own; use --set key=value.")
+        chosen = solvers.get(choose(operator, sigma_y), **hyperparameters)
+    else:
+        chosen = solvers.get(solver, **hyperparameters)
+    chosen.check(operator)
+    return chosen
+
+
+def match_references(jobs: Sequence[Job], reference: str | None) -> dict[Path, Path]:
+    """input -> its truth: the file given, or the one of the same name (any file type) in the folder given."""
+    from invdiff.errors import ImageError, UsageError
+    from invdiff.images import IMAGE_SUFFIXES, list_images
+
+    if reference is None:
+        return {}
+    if not Path(reference).is_dir():
+        (single,) = list_images([reference])[:1]
+        if len(jobs) > 1:
+            raise UsageError(f"--reference {reference} is one file for {len(jobs)} inputs; give a folder")
+        return {job.source: single for job in jobs}
+    found = {}
+    for job in jobs:
+        stems = [Path(reference, job.inside), Path(reference, job.source.name)]
+        candidates = [stem.with_suffix(suffix) for stem in stems for suffix in (stem.suffix, *IMAGE_SUFFIXES)]
+        match = next((path for path in candidates if path.is_file()), None)
+        if match is None:
+            raise ImageError(f"--reference {reference}: no image called {job.inside.with_suffix('')} there")
+        found[job.source] = match
+    return found
