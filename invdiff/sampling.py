@@ -76,7 +76,8 @@ class CountedPrior(Prior):
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
-        self.channels, self.sigma_max, self.sigma_min = prior.channels, prior.sigma_max, prior.sigma_min
+        self.channels = prior.channels
+        self.sigma_max, self.sigma_start, self.sigma_min = prior.sigma_max, prior.sigma_start, prior.sigma_min
         self.calls = 0
 
     @property

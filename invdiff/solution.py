@@ -79,8 +79,10 @@ class Solution:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
-    for name in ("invdiff", "torch", "diffusers", "deepinv", "numpy"):
+    from invdiff import __version__
+
+    found = {"python": platform.python_version(), "invdiff": __version__}
+    for name in ("torch", "diffusers", "deepinv", "numpy"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -22,13 +22,11 @@ from invdiff.sampling import SPACINGS, Noise, noise_levels
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """clean: E[x_0 | x]; estimate: E[x_0 | x, y] as the method sees it; shift: added after the transition, if any;
-    shape_noise: replaces the transition's noise v z by a noise of another covariance, if any: (z, v) -> tensor."""
+    """clean: E[x_0 | x]; estimate: E[x_0 | x, y] as the method sees it; shift: added after the transition, if any."""
 
     clean: torch.Tensor
     estimate: torch.Tensor
     shift: torch.Tensor | None = None
-    shape_noise: Callable[[torch.Tensor, float], torch.Tensor] | None = None
 
 
 Correction = Callable[[torch.Tensor, float, float], Estimate]
@@ -45,12 +43,12 @@ class Solver:
 
     steps: int = parameter(20, kind=whole, low=1, help="number of noise levels, one network call each", unit="calls")
     sigma_max: float | None = parameter(
-        None, above=0, help="first noise level, in [0, 1] units; default: the largest the prior knows", unit="[0,1]"
+        None, above=0, help="first noise level, in [0, 1] units; default: the prior's sigma_start", unit="[0,1]"
     )
     sigma_min: float | None = parameter(
         None, above=0, help="last noise level, in [0, 1] units; default: the smallest the prior knows", unit="[0,1]"
     )
-    spacing: str = parameter("timestep", kind=str, choices=SPACINGS, help="how the noise levels are spread")
+    spacing: str = parameter("log", kind=str, choices=SPACINGS, help="how the noise levels are spread")
 
     def __post_init__(self) -> None:
         validate(self, self.name)
@@ -67,20 +65,21 @@ class Solver:
 
     def levels(self, problem: Problem, prior: Prior) -> list[float]:
         """The noise levels to visit, decreasing, without the final zero."""
+        first = self.sigma_max or prior.sigma_start or prior.sigma_max
         return noise_levels(
             self.steps,
-            self.sigma_max or prior.sigma_max,
-            min(self.sigma_min or prior.sigma_min, self.sigma_max or prior.sigma_max),
+            first,
+            min(self.sigma_min or prior.sigma_min, first),
             self.spacing,
             getattr(prior, "schedule", None),
         )
 
     def start(self, problem: Problem, sigma: float, z: torch.Tensor) -> torch.Tensor:
-        """x at the first level: mid-grey plus sigma z. Below a level that drowns every image (sigma < 5), mid-grey is
-        replaced by what the measurement says, the regularised inverse argmin ||A x - y||^2 / sigma_y^2 + ||x - 1/2||^2 / sigma^2."""
+        """x at the first level: sigma z around what the measurement says of an image of mean and deviation 1/2,
+        argmin ||A x - y||^2 / sigma_y^2 + ||x - 1/2||^2 / (1/2)^2 (mid-grey, if A is not linear)."""
         middle = torch.full_like(z, 0.5)
-        if sigma < 5 and problem.operator.linear:
-            middle = problem.operator.prox_l2(middle, problem.y, (sigma / problem.sigma_y) ** 2)
+        if problem.operator.linear:
+            middle = problem.operator.prox_l2(middle, problem.y, (0.5 / problem.sigma_y) ** 2)
         return middle + sigma * z
 
     def missing(self, operator: Operator) -> list[str]:
@@ -127,3 +126,13 @@ def denoise_with_vjp(prior: Prior, x: torch.Tensor, sigma: float) -> tuple[torch
         return torch.autograd.grad(clean, leaf, v)[0]
 
     return clean.detach(), pull_back
+
+
+def spectral_measurement(problem: Problem, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(y_bar, tau, measured) in the singular coordinates of A: y_bar = U^T y / s, its noise tau = sigma_y / s, and where
+    s > 0. Elsewhere y_bar is 0 and tau is 1. In the dtype and on the device of `like`."""
+    svd = problem.operator.svd(problem.image_shape)
+    inverse = svd.inverse_singular_values.to(like)
+    measured = inverse > 0
+    tau = torch.where(measured, problem.sigma_y * inverse, torch.ones_like(inverse))
+    return svd.U_adjoint(problem.y) * inverse, tau, measured

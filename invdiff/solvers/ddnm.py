@@ -1,16 +1,22 @@
 """DDNM+: zero-shot restoration with the Denoising Diffusion Null-space Model, for noisy measurements.
 
-Wang, Yu, Zhang. ICLR 2023, https://arxiv.org/abs/2212.00490. Implements eq. 17 to 19 (DDNM+, without time travel).
+Wang, Yu, Zhang. ICLR 2023, https://arxiv.org/abs/2212.00490. Implements DDNM+ (section 3.3, without time travel).
 
-x0 = D(x) is replaced by x0 - Sigma A^+(A x0 - y): the range of A is taken from the measurement, the null space from the
-network. A direction with singular value s then carries measurement noise of deviation a lambda sigma_y / s, where a is the
-weight of x0 in the next sample; lambda <= 1 keeps it below the noise v that the step adds anyway, and the step adds only
-the difference.
+x0 = D(x) is replaced by x0 - Sigma A^+(A x0 - y): the range of A comes from the measurement, the null space from the network.
+In the singular coordinates of A, a direction whose measurement has noise tau = sigma_y / s gets
+
+    tau <= sigma_s:  lambda = 1, and the step adds noise of variance sigma_s^2 - tau^2 only;
+    tau >  sigma_s:  lambda = sqrt(1 - eta^2) sigma_s / tau: the measurement's noise takes the place of the predicted noise;
+    s = 0:           lambda = 0, the plain DDIM step.
+
+The noise of a step is eta z + sqrt(1 - eta^2) e, with z fresh and e = (x - x0) / sigma_t the predicted one, so that
+every direction holds variance sigma_s^2 in all.
 
 Differs from the paper:
-- in the coordinate x = x_0 + sigma n, where a = 1 - sqrt(sigma_s^2 - v^2) / sigma_t;
-- v is DDIM's for any eta (the paper: DDPM's, eta = 1; its code: eta = 0.85);
-- images in [0, 1], and any spread of levels.
+- in the coordinate x = x_0 + sigma n, images in [0, 1];
+- the step is DDIM's with the share eta of fresh noise. The paper's eq. 18 and 19 bound lambda with the DDPM posterior, whose
+  mean keeps a part of x_t: there the one noise of y enters again at every step and adds up, and strong blur with noise
+  diverges (sigma = 2 pixels, noise 0.05, 20 steps: 6 dB PSNR).
 """
 
 from __future__ import annotations
@@ -23,8 +29,8 @@ import torch
 from invdiff.parameters import parameter
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
-from invdiff.solvers.transitions import DDIM
+from invdiff.sampling import Noise
+from invdiff.solvers.base import Correction, Estimate, Solver, Transition, spectral_measurement
 
 
 @dataclass(frozen=True)
@@ -34,32 +40,35 @@ class DDNM(Solver):
     name: ClassVar[str] = "ddnm"
     needs: ClassVar[frozenset[str]] = frozenset({"linear", "svd"})
 
-    eta: float = parameter(0.85, low=0, high=1, help="0: deterministic steps, 1: ancestral steps")
+    eta: float = parameter(0.85, low=0, high=1, help="share of fresh noise in each step; 0: deterministic")
 
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         svd = problem.operator.svd(problem.image_shape)
-        inverse = svd.inverse_singular_values.to(problem.y)
-        measured = inverse > 0
-        tau = torch.where(measured, problem.sigma_y * inverse, torch.ones_like(inverse))  # sigma_y / s
-        y_bar = svd.U_adjoint(problem.y) * inverse
-        step = DDIM(self.eta)
+        y_bar, tau, measured = spectral_measurement(problem, problem.y)
 
         def null_space(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
-            v = step.fresh(sigma, next_sigma)
-            a = 1 - step.kept(sigma, next_sigma)
-            lam = (v / (a * tau)).clamp(max=1) if a > 0 else torch.zeros_like(tau)
-            lam = torch.where(measured, lam, 0.0)
             clean = prior.denoise(x, sigma)
-            estimate = clean + svd.V(lam * (y_bar - svd.V_adjoint(clean)))
-            # phi = v^2 - (a lambda sigma_y / s)^2: what is left of the variance to add in each direction
-            left = torch.sqrt((v**2 - (a * lam * tau) ** 2).clamp(min=0))
-
-            def shape_noise(z: torch.Tensor, v: float) -> torch.Tensor:
-                return v * z + svd.V((left - v) * svd.V_adjoint(z))
-
-            return Estimate(clean, estimate, shape_noise=shape_noise)
+            lam = torch.where(tau > next_sigma, (1 - self.eta**2) ** 0.5 * next_sigma / tau, 1.0)
+            return Estimate(clean, clean + svd.V(measured * lam * (y_bar - svd.V_adjoint(clean))))
 
         return null_space
 
     def transition(self, problem: Problem) -> Transition:
-        return DDIM(self.eta)
+        svd = problem.operator.svd(problem.image_shape)
+        _, tau, measured = spectral_measurement(problem, problem.y)
+        keep = (1 - self.eta**2) ** 0.5
+
+        def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
+            if next_sigma == 0:
+                return estimate.estimate
+            z = noise()
+            e = (x - estimate.clean) / sigma
+            z_bar, e_bar = svd.V_adjoint(z), svd.V_adjoint(e)
+            left = torch.sqrt((next_sigma**2 - tau**2).clamp(min=0))
+            wanted = torch.where(
+                tau > next_sigma, next_sigma * self.eta * z_bar, left * (self.eta * z_bar + keep * e_bar)
+            )
+            plain = next_sigma * (self.eta * z + keep * e)
+            return estimate.estimate + plain + svd.V(measured * (wanted - svd.V_adjoint(plain)))
+
+        return step

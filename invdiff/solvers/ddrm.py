@@ -23,7 +23,7 @@ from invdiff.parameters import parameter
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
+from invdiff.solvers.base import Correction, Estimate, Solver, Transition, spectral_measurement
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class DDRM(Solver):
     def start(self, problem: Problem, sigma: float, z: torch.Tensor) -> torch.Tensor:
         svd = problem.operator.svd(problem.image_shape)
         middle = torch.full_like(z, 0.5)
-        y_bar, tau, measured = self._measurement(problem, z)
+        y_bar, tau, measured = spectral_measurement(problem, z)
         # x_bar ~ N(y_bar, sigma^2 - tau^2) where the measurement is cleaner than sigma, else x ~ N(1/2, sigma^2)
         used = measured & (tau < sigma)
         z_bar, m_bar = svd.V_adjoint(z), svd.V_adjoint(middle)
@@ -56,7 +56,7 @@ class DDRM(Solver):
 
     def transition(self, problem: Problem) -> Transition:
         svd = problem.operator.svd(problem.image_shape)
-        y_bar, tau, measured = self._measurement(problem, problem.y)
+        y_bar, tau, measured = spectral_measurement(problem, problem.y)
         keep = (1 - self.eta**2) ** 0.5
 
         def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
@@ -70,11 +70,3 @@ class DDRM(Solver):
             return free + svd.V(torch.where(measured, target - svd.V_adjoint(free), 0.0))
 
         return step
-
-    def _measurement(self, problem: Problem, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """y_bar = U^T y / s, tau = sigma_y / s, and where s > 0; tau is 1 where it is not."""
-        svd = problem.operator.svd(problem.image_shape)
-        inverse = svd.inverse_singular_values.to(like)
-        measured = inverse > 0
-        tau = torch.where(measured, problem.sigma_y * inverse, torch.ones_like(inverse))
-        return svd.U_adjoint(problem.y) * inverse, tau, measured

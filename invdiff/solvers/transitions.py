@@ -41,7 +41,7 @@ class _Step:
         moved = torch.lerp(estimate.estimate, x, self.kept(sigma, next_sigma))
         v = self.fresh(sigma, next_sigma)
         if v > 0:
-            moved = moved + (estimate.shape_noise(noise(), v) if estimate.shape_noise else v * noise())
+            moved = moved + v * noise()
         return moved if estimate.shift is None else moved + estimate.shift
 
 

@@ -53,7 +53,8 @@ def path(p, method, settings, levels, noises):
 
 
 def start(p, sigma, z):
-    return 0.5 + sigma * z
+    precision = p.A.T @ p.A / p.sigma_y**2 + 4 * np.eye(p.n)
+    return np.linalg.solve(precision, p.A.T @ p.y / p.sigma_y**2 + 4 * 0.5) + sigma * z
 
 
 def start_ddrm(p, sigma, z):
@@ -95,20 +96,22 @@ def step_ddrm(p, settings, x, sigma, following, draws):
 
 
 def step_ddnm(p, settings, x, sigma, following, draws):
+    eta, keep = settings["eta"], np.sqrt(1 - settings["eta"] ** 2)
     s, y_bar, Vt = singular(p)
     x0 = p.denoise(x, sigma)
-    v = ddim_noise(settings["eta"], sigma, following)
-    a = 1 - np.sqrt(following**2 - v**2) / sigma
-    x0_bar = x0 @ Vt.T
-    scale = np.full(p.n, v)
+    x0_bar, e_bar = x0 @ Vt.T, (x - x0) @ Vt.T / sigma
+    z_bar = next(draws) @ Vt.T if following > 0 else np.zeros_like(x0_bar)
+    out = np.empty_like(x0_bar)
     for i in range(p.n):
-        if s[i] > 0:
-            lam = 1.0 if v >= a * p.sigma_y / s[i] else v * s[i] / (a * p.sigma_y)
-            x0_bar[:, i] += lam * (y_bar[i] - x0_bar[:, i])
-            scale[i] = np.sqrt(max(0.0, v**2 - (a * lam * p.sigma_y / s[i]) ** 2))
-    x0 = x0_bar @ Vt
-    moved = a * x0 + (1 - a) * x
-    return moved + (scale * (next(draws) @ Vt.T)) @ Vt if v > 0 else moved
+        noise = eta * z_bar[:, i] + keep * e_bar[:, i]
+        if s[i] == 0:
+            out[:, i] = x0_bar[:, i] + following * noise
+        elif p.sigma_y / s[i] <= following:
+            out[:, i] = y_bar[i] + np.sqrt(following**2 - (p.sigma_y / s[i]) ** 2) * noise
+        else:
+            lam = keep * following * s[i] / p.sigma_y
+            out[:, i] = x0_bar[:, i] + lam * (y_bar[i] - x0_bar[:, i]) + eta * following * z_bar[:, i]
+    return out @ Vt
 
 
 def step_pigdm(p, settings, x, sigma, following, draws):
