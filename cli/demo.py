@@ -60,8 +60,6 @@ def demo(
     from invdiff.problem import check_noise, resolve_operator
     from invdiff.restoration import degrade, resolve_prior, restore
 
-    from .restore import resolve_solver
-
     folder, sigma_y = Path(out), check_noise(noise)
     files.check_writable(folder / "demo.png")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "demo.json").exists():
@@ -81,9 +79,8 @@ def demo(
             operator = resolve_operator(spec)
             x = truth[(slice(None), *(slice(side) for side in operator.usable_shape(tuple(truth.shape))[1:]))]
             y = degrade(x[None], operator, noise=sigma_y, seed=seed, ids=[task])
-            solver = resolve_solver("auto", steps, {}, operator, sigma_y)
             bar = not quiet and sys.stderr.isatty()
-            solution = restore(y, operator, sigma_y, network, solver, seed=seed, ids=[task], progress=bar)
+            solution = restore(y, operator, sigma_y, network, steps=steps, seed=seed, ids=[task], progress=bar)
             restored = solution.mean[0]
             comparison = compare(y[0], restored, x)
             save(f"{task}-degraded.png", y[0])
@@ -101,6 +98,7 @@ def demo(
             numbers = (
                 f"{before.psnr:.2f} -> {after.psnr:.2f}",
                 _pair(before.ssim, after.ssim),
+                f"{solution.solver['name']}, {solution.nfe}",
                 f"{solution.seconds:.1f}",
             )
             rows.append((task, spec, *numbers))
@@ -108,8 +106,8 @@ def demo(
         write_json(folder / "demo.json", {"input": str(source), "size": size, "tasks": records})
     if quiet:
         return
-    click.echo(tables.table(("task", "operator", "PSNR in dB", "SSIM", "seconds"), rows))
-    click.echo(f"\nnoise {sigma_y:g}; degraded -> restored by {solution.solver['name']}, {solution.nfe} network calls")
+    click.echo(tables.table(("task", "operator", "PSNR in dB", "SSIM", "solver, calls", "seconds"), rows))
+    click.echo(f"\nnoise {sigma_y:g}; degraded -> restored")
     click.echo(f"{folder / 'demo.png'}")
 
 

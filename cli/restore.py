@@ -118,7 +118,7 @@ def restore(
 
     depth = int(bits) if bits else None
     chosen_operator, sigma_y = resolve_operator(operator), check_noise(noise)
-    method = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator, sigma_y)
+    method, extra = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator)
     jobs = files.plan(inputs, out, extension=extension, bits=depth, overwrite=overwrite, skip_existing=skip_existing)
     references = match_references(jobs, reference)
     if not jobs:
@@ -133,6 +133,7 @@ def restore(
         prior=network,
         prior_text=prior,
         solver=method,
+        hyperparameters=extra,
         samples=samples,
         seed=seed,
         bits=depth,
@@ -146,24 +147,23 @@ def restore(
 
 
 def resolve_solver(
-    solver: str, steps: int | None, hyperparameters: dict[str, Any], operator: Operator, sigma_y: float
-) -> Solver:
-    """The solver with all its settings, checked against the operator."""
+    solver: str, steps: int | None, hyperparameters: dict[str, Any], operator: Operator
+) -> tuple[Solver | str, dict[str, Any]]:
+    """The solver with all its settings, checked against the operator; or "auto", which is chosen for each image's
+    shape, and the settings to change in it."""
     from invdiff import solvers
-    from invdiff.solvers.auto import choose
 
     if steps is not None and "steps" in hyperparameters:
         raise click.UsageError("--steps and --set steps=... are both given.")
     if steps is not None:
         hyperparameters = hyperparameters | {"steps": steps}
+    if solver == "auto":
+        return solver, hyperparameters
     if solver.partition(":")[0] == "auto":
-        if solver != "auto":
-            raise click.UsageError("--solver auto takes no settings of its own; use --set key=value.")
-        chosen = solvers.get(choose(operator, sigma_y), **hyperparameters)
-    else:
-        chosen = solvers.get(solver, **hyperparameters)
+        raise click.UsageError("--solver auto takes no settings of its own; use --set key=value.")
+    chosen = solvers.get(solver, **hyperparameters)
     chosen.check(operator)
-    return chosen
+    return chosen, {}
 
 
 def match_references(jobs: Sequence[Job], reference: str | None) -> dict[Path, Path]:

@@ -37,7 +37,8 @@ class Settings:
     noise_text: str
     prior: Prior
     prior_text: str
-    solver: Solver
+    solver: Solver | str
+    hyperparameters: dict[str, Any]
     samples: int
     seed: int
     bits: int | None
@@ -52,11 +53,11 @@ class Settings:
         """The precision that was chosen, as an option's value."""
         return PRECISION_NAMES.get(self.prior.describe().get("precision", ""), self.precision)
 
-    def command(self, job: Job) -> str:
-        """The command that makes this one output again, with everything spelled out."""
+    def command(self, job: Job, solver: dict[str, Any]) -> str:
+        """The command that makes this one output again, with everything spelled out; solver: as it was resolved."""
         words = ["invdiff", "restore", str(job.source), "-o", str(job.target)]
         words += ["--operator", self.operator_text, "--noise", self.noise_text, "--prior", self.prior_text]
-        words += ["--solver", spell_out(self.solver), "--samples", str(self.samples), "--seed", str(self.seed)]
+        words += ["--solver", spell_out(solver), "--samples", str(self.samples), "--seed", str(self.seed)]
         words += [
             "--device",
             self.prior.device.type if self.device == "auto" else self.device,
@@ -80,11 +81,10 @@ class Measurement:
     truth: torch.Tensor | None = None
 
 
-def spell_out(solver: Solver) -> str:
-    """The solver with every setting that is not None, in full precision: a spec that builds exactly this one."""
-    settings = solver.settings()
-    name = settings.pop("name")
-    return f"{name}:{','.join(f'{key}={value}' for key, value in settings.items() if value is not None)}"
+def spell_out(solver: dict[str, Any]) -> str:
+    """A solver's settings, those that are not None, in full precision: a spec that builds exactly this one."""
+    settings = {key: value for key, value in solver.items() if key != "name" and value is not None}
+    return f"{solver['name']}:{','.join(f'{key}={value}' for key, value in settings.items())}"
 
 
 def run(jobs: Sequence[Job], settings: Settings) -> int:
@@ -185,6 +185,7 @@ def solve(batch: Sequence[Measurement], settings: Settings) -> Solution:
         batch_size=settings.batch_size,
         ids=[measurement.job.key for measurement in batch],
         progress=not settings.quiet and sys.stderr.isatty(),
+        **settings.hyperparameters,
     )
 
 
@@ -236,7 +237,7 @@ def write(
                 written.append(Path(name))
         output["clipped"] = write_image(path, samples.mean(0), bits)
         written.append(path)
-        record |= {"output": output, "command": settings.command(job), "working_folder": os.getcwd()}
+        record |= {"output": output, "command": settings.command(job, record["solver"]), "working_folder": os.getcwd()}
         if comparison is not None:
             reference = settings.references[job.source]
             record["reference"] = {"path": str(reference), "sha256": files.sha256(reference)}

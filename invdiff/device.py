@@ -29,8 +29,10 @@ def choose_device(name: str = "auto") -> torch.device:
     if kind == "auto":
         return torch.device(next(key for key in ("cuda", "mps", "cpu") if available[key]))
     if not available[kind]:
-        raise UsageError(f"device {name!r} is not available here; use --device auto, or one of: "
-                         + ", ".join(key for key, there in available.items() if there))
+        raise UsageError(
+            f"device {name!r} is not available here; use --device auto, or one of: "
+            + ", ".join(key for key, there in available.items() if there)
+        )
     return torch.device(name)
 
 

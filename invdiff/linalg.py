@@ -50,6 +50,8 @@ def conjugate_gradients(
         residual = residual - step * image
         z = precondition(residual) if precondition else residual
         fresh = dot(residual, z)
-        direction = torch.where(active, z + fresh / torch.where(active, rho, torch.ones_like(rho)) * direction, direction)
+        direction = torch.where(
+            active, z + fresh / torch.where(active, rho, torch.ones_like(rho)) * direction, direction
+        )
         rho = fresh
     return x

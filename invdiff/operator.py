@@ -18,7 +18,7 @@ import torch
 
 from invdiff.errors import UsageError
 from invdiff.linalg import conjugate_gradients
-from invdiff.parameters import format_spec, validate
+from invdiff.parameters import declarations, format_spec, validate
 
 Shape = tuple[int, ...]
 
@@ -161,6 +161,16 @@ class Operator:
     def spec(self) -> str:
         """Text that builds this operator again, e.g. "gaussian_blur:sigma=2"."""
         return format_spec(self.name, self)
+
+    def settings(self) -> dict[str, Any]:
+        """The name, the spec, and every parameter with its value as text or number: for records."""
+        values = {d.name: getattr(self, d.name) for d in declarations(type(self))}
+        plain = {
+            key: value if isinstance(value, (str, int, float, type(None)))
+            else f"array of shape {tuple(value.shape)}" if hasattr(value, "shape") else str(value)
+            for key, value in values.items()
+        }  # fmt: skip
+        return {"name": self.name, "spec": self.spec, "parameters": plain}
 
     def __str__(self) -> str:
         return self.spec

@@ -30,7 +30,15 @@ def parameter(
     kind: converts text or a Python value (float, int, str, or a function such as `size`); raises ValueError if it cannot.
     low, high: inclusive bounds; above: exclusive lower bound. A default of None means "not given" and is not checked.
     """
-    metadata = {"help": help, "kind": kind, "unit": unit, "low": low, "above": above, "high": high, "choices": tuple(choices)}
+    metadata = {
+        "help": help,
+        "kind": kind,
+        "unit": unit,
+        "low": low,
+        "above": above,
+        "high": high,
+        "choices": tuple(choices),
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -68,8 +76,14 @@ def _refuse(reason: str) -> Any:
     raise ValueError(reason)
 
 
-_KIND_NAMES = {float: "number", whole: "whole number", str: "text", truth: "true or false", shape: "shape such as 3x64x64",
-               fraction: "number or quotient such as 12.75/255"}
+_KIND_NAMES = {
+    float: "number",
+    whole: "whole number",
+    str: "text",
+    truth: "true or false",
+    shape: "shape such as 3x64x64",
+    fraction: "number or quotient such as 12.75/255",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +110,11 @@ class Declaration:
     @property
     def allowed(self) -> str:
         """The range in words, empty if anything goes."""
-        bounds = [f"{sign} {value:g}" for sign, value in ((">", self.above), (">=", self.low), ("<=", self.high)) if value is not None]
+        bounds = [
+            f"{sign} {value:g}"
+            for sign, value in ((">", self.above), (">=", self.low), ("<=", self.high))
+            if value is not None
+        ]
         return " and ".join(bounds)
 
     def convert(self, value: Any, owner: str) -> Any:
@@ -153,7 +171,7 @@ def build(cls: type, owner: str, values: Mapping[str, Any]) -> Any:
 
 
 def parse_spec(text: str) -> tuple[str, dict[str, str]]:
-    """"gaussian_blur:sigma=2,boundary=reflect" -> ("gaussian_blur", {"sigma": "2", "boundary": "reflect"}).
+    """ "gaussian_blur:sigma=2,boundary=reflect" -> ("gaussian_blur", {"sigma": "2", "boundary": "reflect"}).
 
     Raises UsageError for anything not of the form NAME or NAME:key=value,key=value.
     """

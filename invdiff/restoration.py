@@ -66,7 +66,7 @@ def restore(
     problem = Problem.from_measurement(y, operator, noise)
     prior = resolve_prior(prior, device, precision)
     if solver == "auto":
-        solver = choose(problem.operator, problem.sigma_y)
+        solver = choose(problem.operator, problem.image_shape)
     chosen = solvers.get(solver, **hyperparameters, **({} if steps is None else {"steps": steps}))
     chosen.check(problem.operator)
     prior.check_shape(problem.image_shape)
@@ -100,7 +100,7 @@ def restore(
         seconds=time.perf_counter() - started,
         seed=seed,
         sigma_y=problem.sigma_y,
-        operator=str(problem.operator),
+        operator=problem.operator.settings(),
         solver=chosen.settings(),
         prior=prior.describe(),
     )
@@ -124,7 +124,7 @@ def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto") -> 
 
 
 def _ids(ids: Sequence[str | int] | None, count: int) -> list[str | int]:
-    keys = list(range(count)) if ids is None else list(ids)
+    keys: list[str | int] = list(range(count)) if ids is None else list(ids)
     if len(keys) != count or len(set(keys)) != count:
         raise UsageError(f"ids must be {count} different names, one for each image, got {len(keys)}")
     return keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -121,7 +122,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
         correction = solver.correction(problem, counted)
         transition = solver.transition(problem)
         x = solver.start(problem, sigmas[0], noise())
-        for step, (sigma, next_sigma) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True), start=1):
+        for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas), start=1):
             estimate = correction(x, sigma, next_sigma)
             x = transition(x, estimate, sigma, next_sigma, noise)
             if not torch.isfinite(x).all():

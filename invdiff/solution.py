@@ -27,7 +27,7 @@ class Solution:
     seconds: float
     seed: int
     sigma_y: float
-    operator: str
+    operator: dict[str, Any]
     solver: dict[str, Any]
     prior: dict[str, Any]
     versions: dict[str, str] = field(default_factory=lambda: package_versions())

@@ -1,6 +1,5 @@
 """Inpainting: some pixels are lost, in all channels at once."""
 
-# ruff: noqa: RUF009 - `parameter` makes a dataclass field
 from __future__ import annotations
 
 import re

@@ -1,6 +1,5 @@
 """Blur by a kernel that the user has: measured, published, drawn."""
 
-# ruff: noqa: RUF009 - `parameter` makes a dataclass field
 from __future__ import annotations
 
 from dataclasses import dataclass

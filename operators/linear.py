@@ -1,6 +1,5 @@
 """Any matrix at all, on flattened images: small problems with exact answers, learned or measured operators."""
 
-# ruff: noqa: RUF009 - `parameter` makes a dataclass field
 from __future__ import annotations
 
 import math

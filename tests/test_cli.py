@@ -94,7 +94,7 @@ def test_degrade_then_restore_one_file(folder: Path, prior: Path) -> None:
     result = succeed("degrade", "clean/a.png", "-o", "y.png", *BLUR)
     assert "24 x 32" in result.stdout
     record = json.loads(Path("y.png.json").read_text())
-    assert record["operator"].startswith("gaussian_blur") and record["noise"]["sigma_y"] == 0.05
+    assert record["operator"]["name"] == "gaussian_blur" and record["noise"]["sigma_y"] == 0.05
     result = succeed("restore", "y.png", "-o", "x.png", *BLUR, *FAST, "--prior", prior, "--reference", "clean/a.png")
     assert load("x.png").shape == (3, 24, 32)
     first, second = result.stdout.splitlines()

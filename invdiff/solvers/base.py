@@ -94,8 +94,11 @@ class Solver:
             from invdiff import solvers
 
             able = [name for name in solvers.names() if not solvers.get(name).missing(operator)]
-            words = {"linear": "a linear operator", "svd": "a singular value decomposition",
-                     "differentiable": "a differentiable operator"}
+            words = {
+                "linear": "a linear operator",
+                "svd": "a singular value decomposition",
+                "differentiable": "a differentiable operator",
+            }
             raise UsageError(
                 f"{self.name} needs {' and '.join(words[m] for m in missing)}, which {operator} does not offer; "
                 f"solvers that work: {', '.join(able) or 'none'}"
@@ -116,7 +119,9 @@ class Solver:
         return (sys.modules[cls.__module__].__doc__ or "").strip()
 
 
-def denoise_with_vjp(prior: Prior, x: torch.Tensor, sigma: float) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+def denoise_with_vjp(
+    prior: Prior, x: torch.Tensor, sigma: float
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     """(D(x), v -> J(x)^T v) with J the Jacobian of D(., sigma) at x: one network call, one backward pass to x alone."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)

@@ -1,17 +1,20 @@
 """PiGDM: Pseudoinverse-Guided Diffusion Models.
 
-Song, Vahdat, Mardani, Kautz. ICLR 2023, https://openreview.net/forum?id=9_gsMA8MRKQ. Implements eq. 7 and 8 (noisy case).
+Song, Vahdat, Mardani, Kautz. ICLR 2023, https://openreview.net/forum?id=9_gsMA8MRKQ. Implements algorithm 1 with the noisy
+linear likelihood of eq. 7.
 
 p(x_0 | x) is taken as N(D(x), r^2 I) with r^2 = sigma^2 nu / (sigma^2 + nu), exact for data of variance nu. Then
-p(y | x) = N(A D(x), r^2 A A^T + sigma_y^2 I), and Tweedie's formula for the conditional score gives
+p(y | x) = N(A D(x), r^2 A A^T + sigma_y^2 I), whose score is g = J^T A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A D(x)), with
+J = dD/dx, and a step is
 
-    E[x_0 | x, y] = D(x) + sigma^2 J^T A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A D(x)),     J = dD/dx.
+    x_s = DDIM step(x_t, D(x_t)) + w r^2 g / sqrt(abar_s).
 
 Differs from the paper:
-- the guidance enters as E[x_0 | x, y], in x_0 and in the noise estimate alike (the paper adds r^2 times the gradient after a
-  DDIM step): for a Gaussian prior of variance nu each step is then exact;
+- in the coordinate x = x_0 + sigma n on [0, 1], where abar = 1 / (1 + 4 sigma^2);
 - nu is a parameter (the paper's r^2 = sigma^2 / (sigma^2 + 1) on [-1, 1] is nu = 1/4 on [0, 1]);
 - any linear operator: conjugate gradients where there is no decomposition.
+The weight r^2 is the paper's heuristic: sigma_t^2 in its place (Tweedie's formula) would make each step exact for a Gaussian
+prior, but multiplies the errors of a network's Jacobian at high noise.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class PiGDM(Solver):
             r2 = sigma**2 * nu / (sigma**2 + nu)
             clean, pull_back = denoise_with_vjp(prior, x, sigma)
             g = pull_back(A.A_adjoint(A.solve_data(y - A.A(clean), r2, problem.sigma_y**2)))
-            return Estimate(clean, clean + self.weight * sigma**2 * g)
+            return Estimate(clean, clean, shift=self.weight * r2 * (1 + 4 * next_sigma**2) ** 0.5 * g)
 
         return guided
 

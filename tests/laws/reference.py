@@ -120,9 +120,10 @@ def step_pigdm(p, settings, x, sigma, following, draws):
     x0 = p.denoise(x, sigma)
     S = r2 * p.A @ p.A.T + p.sigma_y**2 * np.eye(len(p.y))
     guidance = (p.y - x0 @ p.A.T) @ np.linalg.inv(S) @ p.A @ p.gain(sigma)
-    x0 = x0 + settings["weight"] * sigma**2 * guidance
     v = ddim_noise(settings["eta"], sigma, following)
-    return ddim(x, x0, sigma, following, v, next(draws) if v > 0 else 0.0)
+    root_abar = 1 / np.sqrt(1 + (2 * following) ** 2)
+    moved = ddim(x, x0, sigma, following, v, next(draws) if v > 0 else 0.0)
+    return moved + settings["weight"] * r2 / root_abar * guidance
 
 
 def step_diffpir(p, settings, x, sigma, following, draws):

@@ -1,0 +1,102 @@
+"""PSNR and SSIM of restorations, before and after, for solvers x operators on a folder of images.
+
+    python benchmarks/restoration.py --data DIR [--limit 3] [--solver auto --solver diffpir:zeta=0.3 ...] [--markdown OUT.md]
+
+Protocol: images in [0, 1], cropped top-left to what the operator takes; noise seeded by file name; PSNR and SSIM of
+clipped, unrounded images, averaged over images. "before" is the measurement (upsampled bicubically where it is smaller).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+import invdiff
+from invdiff import operators
+from invdiff.evaluation.metrics import psnr, ssim
+from invdiff.images import list_images, read_image
+from invdiff.restoration import resolve_prior
+
+OPERATORS = [
+    "identity",
+    "gaussian_blur:sigma=2",
+    "motion_blur:length=15,angle=30",
+    "downsample:factor=4,kernel=bicubic",
+    "inpaint:keep=0.4",
+]
+
+
+def as_picture(y: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The measurement at the image's size."""
+    if tuple(y.shape[-2:]) == shape[-2:]:
+        return y
+    return torch.nn.functional.interpolate(y, size=shape[-2:], mode="bicubic", antialias=False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prior", default="natural")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--limit", type=int, default=3)
+    parser.add_argument("--crop", type=int, help="centre crop of this side")
+    parser.add_argument("--noise", default="0.05")
+    parser.add_argument("--operator", action="append")
+    parser.add_argument("--solver", action="append")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+
+    prior = resolve_prior(arguments.prior, arguments.device, arguments.precision)
+    images = [(path.name, read_image(path).tensor) for path in list_images([arguments.data])[: arguments.limit]]
+    head = [
+        "| operator | solver | calls | PSNR before | PSNR after | gain | SSIM before | SSIM after | residual | s/image |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    print("\n".join(head))
+    rows = []
+    for spec in arguments.operator or OPERATORS:
+        operator = operators.get(spec)
+        for solver in arguments.solver or ["auto"]:
+            scores = []
+            for name, image in images:
+                if side := arguments.crop:
+                    top, left = ((extent - side) // 2 for extent in image.shape[1:])
+                    image = image[:, top : top + side, left : left + side]
+                _, height, width = operator.usable_shape(tuple(image.shape))
+                x = image[None, :, :height, :width]
+                y = invdiff.degrade(x, operator, noise=arguments.noise, ids=[name])
+                started = time.perf_counter()
+                solution = invdiff.restore(
+                    y, operator, arguments.noise, prior=prior, solver=solver, steps=arguments.steps, ids=[name]
+                )
+                seconds = time.perf_counter() - started
+                before = as_picture(y, tuple(x.shape[1:]))
+                scores.append(
+                    [
+                        float(v)
+                        for v in (psnr(before, x), psnr(solution.mean, x), ssim(before, x), ssim(solution.mean, x))
+                    ]
+                    + [float(solution.residual.mean()), seconds]
+                )
+            p0, p1, s0, s1, residual, seconds = (statistics.fmean(column) for column in zip(*scores, strict=True))
+            used = solution.solver["name"] if solver == "auto" else solver
+            label = f"auto ({used})" if solver == "auto" else f"`{solver}`"
+            rows.append(
+                f"| `{spec}` | {label} | {solution.nfe} | {p0:.2f} | {p1:.2f} | {p1 - p0:+.2f} "
+                f"| {s0:.3f} | {s1:.3f} | {residual:.2f} | {seconds:.1f} |"
+            )
+            print(rows[-1], flush=True)
+    note = f"{len(images)} images, noise {arguments.noise}, one sample each, precision {prior.describe()['precision']}."
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join([*head, *rows, "", note]) + "\n")
+    print(note)
+
+
+if __name__ == "__main__":
+    main()
