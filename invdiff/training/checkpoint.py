@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import errno
 import json
+import math
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from invdiff.errors import CheckpointError, UsageError
+from invdiff.errors import CheckpointError
 from invdiff.training.config import TrainingConfig
+
+
+def state_path(out: Path) -> Path:
+    """Where the state to resume from lies."""
+    return out / "training" / "state.pt"
 
 
 @dataclass
@@ -26,6 +35,8 @@ class TrainingState:
     decay: float
     step: int = 0
     seconds: float = 0.0
+    loss: float = math.nan
+    """Training loss, averaged over about the last fifty steps; for the log."""
 
     @classmethod
     def start(
@@ -38,7 +49,9 @@ class TrainingState:
         )
         state = cls(network, ema, optimizer, config.ema)
         if resume:
-            state._load(out / "training" / "state.pt", device)
+            state._load(state_path(out), device)
+            for group in optimizer.param_groups:  # loading brought back the old one; the rate is set at every step
+                group["weight_decay"] = config.weight_decay
         return state
 
     def advance(self) -> None:
@@ -50,60 +63,116 @@ class TrainingState:
         self.step += 1
 
     def save(self, out: Path, seconds: float) -> None:
-        """Write everything to `out/training/state.pt`, replacing the previous one only when complete."""
-        folder = out / "training"
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / "state.pt.part"
+        """Write everything to `out/training/state.pt`, replacing the previous one only when complete.
+
+        Raises CheckpointError where it cannot be written; the previous one is then intact.
+        """
         content = {
             "network": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": seconds,
+            "loss": self.loss,
         }
-        torch.save(content, temporary)
-        os.replace(temporary, folder / "state.pt")
+        with replacing(state_path(out)) as temporary:
+            torch.save(content, temporary)
 
     def _load(self, path: Path, device: torch.device) -> None:
-        from invdiff.priors.loading import load_tensors
+        from invdiff.priors.tensor_files import load_tensors
 
         if not path.exists():
             raise CheckpointError(f"{path}: nothing to resume; leave out --resume to start a new training")
         content = load_tensors(path, device)
+        needed = ("network", "ema", "optimizer", "step", "seconds")
+        missing = [key for key in needed if key not in content] if isinstance(content, dict) else needed
+        if missing:
+            raise CheckpointError(f"{path}: not the state of a training, it lacks {', '.join(missing)}")
         try:
             self.network.load_state_dict(content["network"])
             self.ema.load_state_dict(content["ema"])
             self.optimizer.load_state_dict(content["optimizer"])
         except (KeyError, ValueError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(f"{path} does not fit these settings ({first}); resume with those of its recipe.json") from error
+            # The first line of torch's message only says that there is something; the next ones say what.
+            lines = [line.strip() for line in str(error).strip().splitlines()]
+            details = "; ".join([*lines[1:3], f"{len(lines) - 3} more"] if len(lines) > 3 else lines[-2:])
+            raise CheckpointError(f"{path} does not fit the network of these settings: {details}") from error
         self.step, self.seconds = int(content["step"]), float(content["seconds"])
+        self.loss = float(content.get("loss", math.nan))
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turns the three kinds of error of a failed write, torch's and safetensors' among them, into a CheckpointError."""
+    from safetensors import SafetensorError
+
+    fix = "free some space there, or choose another --out; what was saved before is intact"
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            fix = "choose an --out that is a folder you may write to"
+        raise CheckpointError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot write {path}: {error}; {fix}") from error
+    except RuntimeError as error:
+        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise CheckpointError(f"cannot write {path}: the disk refused it, it is probably full; {fix}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path (`path`.part) that takes the place of `path` when the block ends, and is removed if it fails.
+
+    Its name is always the same, so a killed process leaves at most one, which the next write replaces.
+    """
+    temporary = path.with_name(f"{path.name}.part")
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())  # on the disk before the rename is: a power cut leaves one of the two whole
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_recipe(config: TrainingConfig, path: Path) -> None:
+    """Write the settings as JSON, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def export_pipeline(network: Any, scheduler: Any, config: TrainingConfig, out: Path) -> Path:
     """Write unet/ (float16 safetensors), scheduler/, model_index.json and recipe.json; returns `out`.
 
-    Each piece is complete before it replaces the one before. `diffusers.DDPMPipeline.from_pretrained(out)` reads it.
+    All are complete before any replaces the one before. `diffusers.DDPMPipeline.from_pretrained(out)` reads it.
     """
     import diffusers
 
     part = out / "export.part"
-    shutil.rmtree(part, ignore_errors=True)
-    half = copy.deepcopy(network).half()
-    half.save_pretrained(part / "unet", safe_serialization=True)
-    scheduler.save_pretrained(part / "scheduler")
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": diffusers.__version__,
         "scheduler": ["diffusers", "DDPMScheduler"],
         "unet": ["diffusers", "UNet2DModel"],
     }
-    (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    (part / "recipe.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    for piece in part.rglob("*"):
-        if piece.is_file():
-            target = out / piece.relative_to(part)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(piece, target)
-    shutil.rmtree(part)
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with explained(out):
+            copy.deepcopy(network).half().save_pretrained(part / "unet", safe_serialization=True)
+            scheduler.save_pretrained(part / "scheduler")
+            write_recipe(config, part / "recipe.json")
+            (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            # The index goes last: a first export that is cut short is no model yet.
+            pieces = sorted((p for p in part.rglob("*") if p.is_file()), key=lambda p: p.name == "model_index.json")
+            for piece in pieces:
+                target = out / piece.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(piece, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return out

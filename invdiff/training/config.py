@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+import operator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from invdiff.errors import UsageError, unknown
+
+# What a resumed training has to keep: the shape of the network, what it predicts, which images it may see.
+FIXED = ("channels", "widths", "blocks", "groups", "schedule", "schedule_steps", "holdout", "seed")
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,22 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "widths", tuple(int(w) for w in self.widths))
-        object.__setattr__(self, "crops", tuple(int(c) for c in self.crops))
-        object.__setattr__(self, "weights", dict(self.weights))
+        for item in dataclasses.fields(self):
+            read, rule = _READERS[str(item.type)]
+            value = getattr(self, item.name)
+            try:
+                object.__setattr__(self, item.name, read(value))
+            except (TypeError, ValueError, OverflowError):
+                raise UsageError(f"training setting {item.name}={value!r}: must be {rule}") from None
         factor = self.downsampling
+        fits = bool(self.crops) and all(c > 0 and c % factor == 0 for c in self.crops)
         checks = [
             (self.channels in (1, 3), "channels", "1 or 3"),
             (bool(self.widths) and min(self.widths) > 0, "widths", "one or more positive numbers"),
             (self.groups > 0 and all(w % self.groups == 0 for w in self.widths), "groups", "a divisor of every width"),
             (self.blocks > 0, "blocks", "at least 1"),
             (self.schedule_steps > 0, "schedule_steps", "at least 1"),
-            (bool(self.crops) and all(c > 0 and c % factor == 0 for c in self.crops), "crops", f"multiples of {factor}"),
+            (fits, "crops", f"multiples of {factor}"),
             (self.pixels >= min(self.crops, default=1) ** 2, "pixels", "at least one crop of the smallest size"),
             (0 <= self.downscale <= 1, "downscale", "between 0 and 1"),
             (0 <= self.low_noise <= 1, "low_noise", "between 0 and 1"),
@@ -77,11 +87,15 @@ class TrainingConfig:
         for valid, name, rule in checks:
             if not valid:
                 raise UsageError(f"training setting {name}={getattr(self, name)!r}: must be {rule}")
+        if self.schedule != type(self).schedule:  # the default needs no numpy, so `invdiff train --help` stays fast
+            from invdiff.schedule import Schedule
+
+            Schedule.named(self.schedule, self.schedule_steps)  # raises for a name that does not exist
 
     @property
     def downsampling(self) -> int:
         """How many pixels one pixel of the deepest level covers, per side."""
-        return 2 ** (len(self.widths) - 1)
+        return 1 << max(0, len(self.widths) - 1)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
@@ -95,3 +109,46 @@ class TrainingConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as written to recipe.json."""
         return dataclasses.asdict(self)
+
+    def check_continues(self, earlier: TrainingConfig, where: str) -> None:
+        """Raises UsageError that names each setting of FIXED that differs from those of the `earlier` training."""
+        changed = [name for name in FIXED if getattr(self, name) != getattr(earlier, name)]
+        if changed:
+            facts = ", ".join(f"{name}={getattr(earlier, name)!r} (now {getattr(self, name)!r})" for name in changed)
+            others = ", ".join(f.name for f in dataclasses.fields(self) if f.name not in FIXED)
+            raise UsageError(
+                f"{where} was trained with {facts}; a resumed training keeps this: leave it out, "
+                f"or start a new training in another --out. A resume may change {others}"
+            )
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise TypeError
+    return float(value)
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+# Type of a setting -> (from what a caller or a JSON file gives, what to say where that fails).
+_READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "int": (_whole, "a whole number"),
+    "float": (_number, "a finite number"),
+    "float | None": (lambda value: None if value is None else _number(value), "a finite number, or none"),
+    "str": (_word, "a name"),
+    "tuple[int, ...]": (lambda values: tuple(_whole(value) for value in values), "a list of whole numbers"),
+    "Mapping[str, float]": (
+        lambda values: {_word(folder): _number(weight) for folder, weight in dict(values).items()},
+        "folder names with finite numbers",
+    ),
+}

@@ -18,7 +18,12 @@ def draw_timesteps(count: int, schedule: Schedule, low_noise: float, rng: np.ran
 
 
 def simple_loss(
-    network: torch.nn.Module, batch: np.ndarray, schedule: Schedule, config: TrainingConfig, step: int, device: torch.device
+    network: torch.nn.Module,
+    batch: np.ndarray,
+    schedule: Schedule,
+    config: TrainingConfig,
+    step: int,
+    device: torch.device,
 ) -> torch.Tensor:
     """E || eps - eps_theta(sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t) ||^2 on uint8 crops (B, C, h, w).
 

@@ -1,0 +1,68 @@
+"""What goes on beside the training loop: the signals that stop it, and the batches prepared ahead."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+log = logging.getLogger(__name__)
+
+
+class StopFlag:
+    """True after the first Ctrl-C (or SIGTERM), so that the step in flight ends and the checkpoint is saved.
+    The second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        self._previous: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.raised
+
+    def __enter__(self) -> StopFlag:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _handle(self, number: int, frame: Any) -> None:
+        if self.raised:
+            raise KeyboardInterrupt
+        self.raised = True
+        log.warning("stopping: saving the checkpoint (once more to stop at once)")
+
+
+class Prefetcher:
+    """Yields make(step), make(step + 1), ... with a few of them prepared ahead by worker threads."""
+
+    def __init__(self, make: Callable[[int], np.ndarray], first: int, ahead: int = 4, workers: int = 1) -> None:
+        self._make, self._next = make, first
+        self._pool = ThreadPoolExecutor(workers)
+        self._pending = [self._submit() for _ in range(ahead)]
+
+    def _submit(self) -> Future[np.ndarray]:
+        future = self._pool.submit(self._make, self._next)
+        self._next += 1
+        return future
+
+    def __enter__(self) -> Iterator[np.ndarray]:
+        return self._batches()
+
+    def _batches(self) -> Iterator[np.ndarray]:
+        while True:
+            batch = self._pending.pop(0).result()
+            self._pending.append(self._submit())
+            yield batch
+
+    def __exit__(self, *exc: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
