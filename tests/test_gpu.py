@@ -1,0 +1,88 @@
+"""What needs a CUDA device: the same answers as on the CPU. Run with `pytest -m gpu` on such a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import invdiff
+from invdiff import operators, solvers
+from invdiff.priors.gaussian import GaussianPrior
+from invdiff.training.config import TrainingConfig
+from invdiff.training.engine import train
+from invdiff.training.network import build_network, build_scheduler
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here"),
+]
+
+OPERATORS = [
+    "gaussian_blur:sigma=1,boundary=circular",
+    "gaussian_blur:sigma=1",
+    "motion_blur:length=5,angle=20",
+    "downsample:factor=2,kernel=bicubic",
+    "inpaint:keep=0.5",
+    "grayscale",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from invdiff.training.checkpoint import export_pipeline
+
+    config = TrainingConfig(widths=(16, 32), groups=4, crops=(32,), pixels=32 * 32 * 4)
+    return export_pipeline(build_network(config), build_scheduler(config), config, tmp_path_factory.mktemp("prior"))
+
+
+@pytest.mark.parametrize("spec", OPERATORS)
+def test_operator_answers_as_on_the_cpu(spec: str) -> None:
+    operator = operators.get(spec)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = operator.A(x)
+    for result, expected in [
+        (operator.A(x.cuda()), y),
+        (operator.A_adjoint(y.cuda()), operator.A_adjoint(y)),
+        (operator.prox_l2(x.cuda(), y.cuda(), 10.0), operator.prox_l2(x, y, 10.0)),
+        (operator.solve_data(y.cuda(), 2.0, 0.1), operator.solve_data(y, 2.0, 0.1)),
+    ]:
+        assert result.is_cuda
+        torch.testing.assert_close(result.cpu(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("spec", OPERATORS)
+def test_restoration_agrees_with_the_cpu(name: str, spec: str, folder: Path) -> None:
+    """The noise comes from CPU generators, so both devices walk the same path up to rounding."""
+    operator = operators.get(spec)
+    if solvers.get(name).missing(operator):
+        pytest.skip(f"{name} cannot use {spec}")
+    y = invdiff.degrade(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)), operator, noise=0.05)
+    on = {
+        device: invdiff.restore(y, operator, 0.05, str(folder), name, 4, device=device, precision="fp32").samples
+        for device in ("cpu", "cuda")
+    }
+    torch.testing.assert_close(on["cuda"], on["cpu"], rtol=0, atol=2e-2)
+
+
+def test_closed_form_prior_on_the_gpu() -> None:
+    prior = GaussianPrior(torch.full((1, 8, 8), 0.5), 0.05)
+    x = torch.rand(2, 1, 8, 8, device="cuda")
+    torch.testing.assert_close(prior.denoise(x, 0.3).cpu(), prior.denoise(x.cpu(), 0.3))
+
+
+def test_training_runs_and_exports(tmp_path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    data = tmp_path / "data"
+    data.mkdir()
+    for index in range(6):
+        pixels = np.random.default_rng(index).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(data / f"{index}.png")
+    config = TrainingConfig(widths=(16, 32), groups=4, crops=(32,), pixels=32 * 32 * 4, steps=5, holdout=1)
+    out = train(config, [data], tmp_path / "out", device="cuda", precision=torch.bfloat16)
+    prior = invdiff.load_prior(str(out))
+    assert torch.isfinite(prior.denoise(torch.rand(1, 3, 32, 32), 0.2)).all()
