@@ -12,12 +12,17 @@ from invdiff.operator import Operator, Shape
 from invdiff.parameters import fraction
 
 
-def check_noise(noise: Any) -> float:
-    """sigma_y as a float > 0 in [0, 1] units, from a number or text such as "12.75/255". Raises UsageError otherwise."""
+def check_noise(noise: Any, *, zero: bool = False) -> float:
+    """sigma_y as a float in [0, 1] units, from a number or text such as "12.75/255".
+
+    Raises UsageError unless it is more than 0 (zero=True: or equal to it, for simulating) and finite.
+    """
     try:
         value = fraction(noise)
     except (TypeError, ValueError):
         raise UsageError(f"noise {noise!r} is not a number; write 0.05 or 12.75/255 (images are in [0, 1])") from None
+    if zero and value == 0:
+        return 0.0
     if not 0 < value < float("inf"):
         raise UsageError(
             f"noise must be more than 0, got {noise}; for a measurement that looks free of noise give its rounding "
@@ -60,6 +65,8 @@ class Problem:
         Raises UsageError if y is not a tensor of finite floats, or no image could give a measurement of its shape.
         """
         check_images(y, "the measurement y")
+        # The data step squares small numbers: half precision is for networks only.
+        y = y.float() if y.dtype in (torch.float16, torch.bfloat16) else y
         operator = resolve_operator(operator)
         shape = operator.image_shape(tuple(y.shape[1:]))
         expected = operator.measurement_shape(shape)
@@ -84,6 +91,11 @@ class Problem:
             difference = difference * mask.to(difference)
         m = max(1, self.operator.measured_count(self.image_shape))
         return difference.flatten(1).norm(dim=1) / (self.sigma_y * m**0.5)
+
+    def to(self, device: torch.device) -> Problem:
+        """The same problem on a device."""
+        truth = None if self.truth is None else self.truth.to(device)
+        return Problem(self.operator, self.y.to(device), self.sigma_y, self.image_shape, truth)
 
     def rows(self, index: torch.Tensor | list[int]) -> Problem:
         """The same problem for these rows of the batch (repeats allowed)."""

@@ -29,7 +29,7 @@ def degrade(
     """
     check_images(x, "the image x")
     operator = resolve_operator(operator)
-    sigma_y = 0.0 if str(noise) in ("0", "0.0") else check_noise(noise)
+    sigma_y = check_noise(noise, zero=True)
     shape = operator.measurement_shape(tuple(x.shape[1:]))
     generators = [generator(seed, f"{key}/measurement", 0) for key in _ids(ids, x.shape[0])]
     return operator.degrade(x, Noise(generators, shape, x)(), sigma_y)
@@ -59,7 +59,7 @@ def restore(
     solver: a Solver, a name or spec, or "auto"; steps and further keywords are its hyperparameters.
     samples: how many for each image; seed, ids: sample k of image id depends on (seed, id, k) alone, so not on
     batch_size (how many samples run together; default 1 on a CPU, 16 elsewhere).
-    device, precision: where and how the network runs, if the prior is loaded here.
+    device, precision: where and how the network runs, if the prior is loaded here; a Prior says so itself.
     Raises UsageError for arguments that cannot be used, NumericalError if the computation leaves the finite numbers.
     """
     started = time.perf_counter()
@@ -74,7 +74,7 @@ def restore(
         raise UsageError(f"samples must be at least 1, got {samples}")
     rows = [(image, sample) for sample in range(samples) for image in range(y.shape[0])]
     keys = _ids(ids, y.shape[0])
-    size = batch_size or (1 if prior.device.type == "cpu" else 16)
+    size = default_batch_size(prior.device) if batch_size is None else batch_size
     if size < 1:
         raise UsageError(f"batch_size must be at least 1, got {size}")
 
@@ -83,7 +83,7 @@ def restore(
         for first in range(0, len(rows), size):
             chunk = rows[first : first + size]
             part = problem.rows([image for image, _ in chunk])
-            part = Problem(part.operator, part.y.to(prior.device), part.sigma_y, part.image_shape)
+            part = part.to(prior.device)
             generators = [generator(seed, keys[image], sample) for image, sample in chunk]
             state = None
             for state in run(part, prior, chosen, Noise(generators, part.image_shape, part.y)):
@@ -110,17 +110,28 @@ def states(problem: Problem, prior: Prior, solver: Solver, seed: int = 0) -> Ite
     """The states of one restoration of every image of a problem, as they are computed: for trajectories, early stops
     and plots. Row b uses the same random numbers as `restore(..., seed=seed)` for image b, sample 0."""
     generators = [generator(seed, image, 0) for image in range(problem.y.shape[0])]
+    problem = problem.to(prior.device)
     return run(problem, prior, solver, Noise(generators, problem.image_shape, problem.y))
 
 
 def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto") -> Prior:
-    """A Prior as it is, or whatever `load_prior` makes of it, on the chosen device in the chosen precision."""
+    """A Prior as it is, or whatever `load_prior` makes of it, on the chosen device in the chosen precision.
+
+    Raises UsageError if a device or precision is given for a Prior, which has its own.
+    """
     if isinstance(prior, Prior):
+        for name, value in (("device", device), ("precision", precision)):
+            if value != "auto":
+                raise UsageError(f"{name}={value!r} does not move a Prior that is already loaded; give it to load_prior")
         return prior
-    from invdiff.device import choose_device
     from invdiff.priors import load_prior
 
-    return load_prior(prior, device=choose_device(device), precision=precision)
+    return load_prior(prior, device=device, precision=precision)
+
+
+def default_batch_size(device: torch.device) -> int:
+    """How many samples run together: one on a CPU, where more only take more memory; 16 elsewhere."""
+    return 1 if device.type == "cpu" else 16
 
 
 def _ids(ids: Sequence[str | int] | None, count: int) -> list[str | int]:

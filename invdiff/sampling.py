@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 SPACINGS = ("timestep", "quadratic", "log")
 
 
-def generator(seed: int, image: str | int, sample: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random generator of one sample of one image. Nothing else decides its numbers: not the batch, not the order.
+def generator(seed: int, image: str | int, sample: int) -> torch.Generator:
+    """The random generator (on the CPU, for all devices alike) of one sample of one image. Nothing else decides its
+    numbers: not the batch, not the order.
 
     Raises UsageError for a negative seed.
     """
     if int(seed) != seed or seed < 0:
         raise UsageError(f"seed must be a whole number, 0 or more, got {seed}")
     digest = hashlib.sha256(f"{int(seed)}/{image}/{sample}".encode()).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 class Noise:
@@ -54,7 +55,8 @@ def noise_levels(
     """`steps` decreasing noise levels from sigma_max to sigma_min, in [0, 1] units.
 
     timestep: uniform in the DDPM time t (schedule, default linear); quadratic: uniform in sqrt(t), denser at low noise
-    (Song, Meng, Ermon 2021, appendix D.2); log: a geometric sequence.
+    (Song, Meng, Ermon 2021, appendix D.2); log: a geometric sequence. The two ends are exact even where they lie
+    outside the schedule's table.
     Raises UsageError for an unknown spacing, or steps < 1.
     """
     if spacing not in SPACINGS:
@@ -69,7 +71,8 @@ def noise_levels(
     first, last = (float(schedule.t(2 * sigma)) for sigma in (sigma_max, sigma_min))
     power = 2.0 if spacing == "quadratic" else 1.0
     times = np.linspace(first ** (1 / power), last ** (1 / power), steps) ** power
-    return [float(schedule.sigma(min(t, len(schedule) - 1))) / 2 for t in times]
+    levels = [float(schedule.sigma(min(t, len(schedule) - 1))) / 2 for t in times]
+    return [sigma_max, *levels[1:-1], sigma_min] if steps > 1 else [sigma_max]
 
 
 class CountedPrior(Prior):
@@ -122,12 +125,15 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
         correction = solver.correction(problem, counted)
         transition = solver.transition(problem)
         x = solver.start(problem, sigmas[0], noise())
-        for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas), start=1):
+    for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas), start=1):
+        # Left before every yield: the caller's own gradient mode must not change between two states.
+        with torch.no_grad():
             estimate = correction(x, sigma, next_sigma)
             x = transition(x, estimate, sigma, next_sigma, noise)
-            if not torch.isfinite(x).all():
-                raise NumericalError(
-                    f"{solver.name}: NaN or infinity at step {step} of {len(sigmas) - 1}, sigma {sigma:.4g}; "
-                    "try --precision fp32, a smaller weight, or check the operator with float64 input"
-                )
-            yield State(step, len(sigmas) - 1, sigma, next_sigma, estimate.clean, estimate.estimate, x, counted.calls)
+            finite = bool(torch.isfinite(x).all())
+        if not finite:
+            raise NumericalError(
+                f"{solver.name}: NaN or infinity at step {step} of {len(sigmas) - 1}, sigma {sigma:.4g}; "
+                "try --precision fp32, a smaller weight, or check the operator with float64 input"
+            )
+        yield State(step, len(sigmas) - 1, sigma, next_sigma, estimate.clean, estimate.estimate, x, counted.calls)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import functools
 import json
 import os
 import shutil
@@ -12,10 +13,13 @@ import pytest
 import torch
 
 from invdiff.errors import CheckpointError, InvdiffError, UsageError
-from invdiff.priors import DeepinvPrior, GaussianPrior, Prior, describe_checkpoint, load_prior, loading, shipped
+from invdiff.priors import DeepinvPrior, GaussianPrior, Prior, describe_checkpoint, loading, shipped
 from invdiff.priors.environment import explain_import_failure
 from invdiff.priors.loading import load_tensors
 from invdiff.schedule import Schedule
+
+# Exact comparisons need float32; the default "auto" is bfloat16 where the processor has it.
+load_prior = functools.partial(loading.load_prior, device="cpu", precision="fp32")
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -39,6 +39,8 @@ class DeepinvPrior(Prior):
         self.denoiser = denoiser
         self.channels = channels
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        # Four standard deviations of a natural image; denoisers made for photographs rarely know more noise than that.
+        self.sigma_start = min(1.0, self.sigma_max)
 
     def _parameter(self) -> torch.Tensor | None:
         return next(self.denoiser.parameters(), None) if isinstance(self.denoiser, torch.nn.Module) else None

@@ -24,7 +24,7 @@ _SCHEDULERS = (
     "LMSDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
 )  # fmt: skip
 _STEM = "diffusion_pytorch_model"
-_WEIGHTS = (f"{_STEM}.safetensors", f"{_STEM}.fp16.safetensors", f"{_STEM}.bin", f"{_STEM}.fp16.bin")
+_WEIGHTS = tuple(f"{_STEM}{end}" for end in (".safetensors", ".fp16.safetensors", ".bin", ".fp16.bin", ".pt", ".pth"))
 _INDEXES = (f"{_STEM}.safetensors.index.json", f"{_STEM}.bin.index.json")
 # Attention layers were saved under these names before diffusers 0.15.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}

@@ -37,14 +37,12 @@ def shipped() -> list[str]:
     return sorted(folder.name for folder in CHECKPOINTS.iterdir() if (folder / "model_index.json").is_file())
 
 
-def load_prior(
-    source: Any, *, device: torch.device | str = "cpu", precision: torch.dtype | str = torch.float32
-) -> Prior:
+def load_prior(source: Any, *, device: torch.device | str = "auto", precision: torch.dtype | str = "auto") -> Prior:
     """A prior from: a shipped name ("natural"), a diffusers folder with a UNet2DModel, a Hugging Face id "owner/name",
     a deepinv Denoiser, or a Prior (returned as it is).
 
-    device: a torch device or a name of invdiff.device.DEVICES; precision: the network's arithmetic, a dtype or "auto",
-    "fp32", "bf16", "fp16". Weights are held in float32 whatever they were stored in.
+    device: a torch device or a name of invdiff.device.DEVICES; precision: the network's arithmetic, a dtype or "auto"
+    (bfloat16 where the hardware has it), "fp32", "bf16", "fp16". Weights are held in float32 whatever they were stored in.
     A shipped name goes before a folder of the same name: write "./natural" for the folder.
     Raises UsageError for a source that is none of these, CheckpointError for one that cannot be used.
     """
@@ -52,6 +50,10 @@ def load_prior(
         return source
     device = choose_device(device) if isinstance(device, str) else torch.device(device)
     if is_deepinv_denoiser(source):
+        if precision not in ("auto", "fp32", torch.float32):
+            raise UsageError(
+                f"precision={precision!r} is for networks loaded from files; a deepinv Denoiser has its own"
+            )
         return DeepinvPrior(source).to(device)
     if not isinstance(source, str | Path):
         raise UsageError(

@@ -4,7 +4,7 @@
     not linear                                dps, 100 steps                      needs a gradient only
     linear, SVD, fewer measurements than      ddnm                                takes what is measured as it is, and
     pixels (masks, super-resolution)                                              the rest from the prior
-    other linear                              diffpir:zeta=1,lam=2                exact data step with or without SVD
+    other linear                              diffpir                             exact data step with or without SVD
 
 benchmarks/restoration.py compares them; docs/benchmarks.md holds its table.
 """
@@ -25,4 +25,4 @@ def choose(operator: Operator, image_shape: Shape) -> Solver:
         return solvers.get("dps", steps=100)
     if operator.has_svd and operator.measured_count(image_shape) < math.prod(image_shape):
         return solvers.get("ddnm")
-    return solvers.get("diffpir", zeta=1, lam=2)
+    return solvers.get("diffpir")

@@ -1,6 +1,8 @@
 """The contract of a solver: a correction (what the measurement says about x_0) and a transition (how to move on).
 
-All solvers work in one noise coordinate, x = x_0 + sigma n, in [0, 1] units.
+All solvers work in one noise coordinate, x = x_0 + sigma n, in [0, 1] units, and share what no paper agrees on: the levels
+are spread evenly in log sigma and start at the prior's sigma_start, where the measurement's own estimate plus noise takes
+the place of pure noise (`Solver.levels`, `Solver.start`). `spacing=timestep,sigma_max=78` is a DDPM's own grid.
 """
 
 from __future__ import annotations
@@ -66,6 +68,8 @@ class Solver:
     def levels(self, problem: Problem, prior: Prior) -> list[float]:
         """The noise levels to visit, decreasing, without the final zero."""
         first = self.sigma_max or prior.sigma_start or prior.sigma_max
+        if self.sigma_min is not None and self.sigma_min > first:
+            raise UsageError(f"{self.name}: sigma_min={self.sigma_min:g} is above the first level, {first:g}; lower it")
         return noise_levels(
             self.steps,
             first,

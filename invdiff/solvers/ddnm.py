@@ -13,6 +13,7 @@ The noise of a step is eta z + sqrt(1 - eta^2) e, with z fresh and e = (x - x0) 
 every direction holds variance sigma_s^2 in all.
 
 Differs from the paper:
+- start and levels are those of all solvers here (invdiff/solvers/base.py);
 - in the coordinate x = x_0 + sigma n, images in [0, 1];
 - the step is DDIM's with the share eta of fresh noise. The paper's eq. 18 and 19 bound lambda with the DDPM posterior, whose
   mean keeps a part of x_t: there the one noise of y enters again at every step and adds up, and strong blur with noise

@@ -9,7 +9,7 @@ measurement takes the part of the old noise. The correction is the plain denoise
 Differs from the paper:
 - written in the coordinate x = x_0 + sigma n throughout (as the paper's analysis), images in [0, 1];
 - directions that are not measured start around mid-grey instead of around 0 on [-1, 1], which is the same point;
-- levels are those of any prior, not only 1000 / steps apart.
+- the levels are those of all solvers here (invdiff/solvers/base.py), not 1000 / steps apart.
 """
 
 from __future__ import annotations

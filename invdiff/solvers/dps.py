@@ -8,6 +8,7 @@ In the coordinate x = x_0 + sigma n on [0, 1], with abar = 1 / (1 + 4 sigma^2), 
 -w / (2 sqrt(abar_t abar_s)) times the gradient with respect to x (s: the next level).
 
 Differs from the paper:
+- start and levels are those of all solvers here (invdiff/solvers/base.py);
 - the gradient of the norm, as in the authors' experiments: the paper's step zeta' grad ||r||^2 / ||r|| is w = 2 zeta';
 - with fewer than 1000 steps the weight is multiplied by 1000 / steps, so that the guidance adds up to as much; and a step
   never overshoots what would bring a residual of the current size to zero along the gradient (`limit`, in such steps).

@@ -10,6 +10,7 @@ J = dD/dx, and a step is
     x_s = DDIM step(x_t, D(x_t)) + w r^2 g / sqrt(abar_s).
 
 Differs from the paper:
+- start and levels are those of all solvers here (invdiff/solvers/base.py);
 - in the coordinate x = x_0 + sigma n on [0, 1], where abar = 1 / (1 + 4 sigma^2);
 - nu is a parameter (the paper's r^2 = sigma^2 / (sigma^2 + 1) on [-1, 1] is nu = 1/4 on [0, 1]);
 - any linear operator: conjugate gradients where there is no decomposition.

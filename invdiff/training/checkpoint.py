@@ -10,7 +10,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class TrainingState:
     seconds: float = 0.0
     loss: float = math.nan
     """Training loss, averaged over about the last fifty steps; for the log."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of float16's gradient scaler; empty in other precisions."""
 
     @classmethod
     def start(
@@ -74,6 +76,7 @@ class TrainingState:
             "step": self.step,
             "seconds": seconds,
             "loss": self.loss,
+            "scaler": self.scaler,
         }
         with replacing(state_path(out)) as temporary:
             torch.save(content, temporary)
@@ -99,6 +102,7 @@ class TrainingState:
             raise CheckpointError(f"{path} does not fit the network of these settings: {details}") from error
         self.step, self.seconds = int(content["step"]), float(content["seconds"])
         self.loss = float(content.get("loss", math.nan))
+        self.scaler = dict(content.get("scaler", {}))
 
 
 @contextlib.contextmanager

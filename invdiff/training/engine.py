@@ -141,6 +141,8 @@ class _Loop:
         self.report = report
         self.started = time.monotonic()
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        if state.scaler:
+            self.scaler.load_state_dict(state.scaler)
 
     def elapsed(self) -> float:
         """Seconds of training, those before a resume included."""
@@ -175,6 +177,7 @@ class _Loop:
             self._check_finite("gradient", float(norm))
         self.scaler.step(state.optimizer)
         self.scaler.update()
+        state.scaler = self.scaler.state_dict()
         state.advance()
         state.loss = value if math.isnan(state.loss) else 0.98 * state.loss + 0.02 * value
         if self.report:

@@ -1,8 +1,8 @@
 """Every solver once more, in dense numpy on flattened images with a Gaussian prior: the oracle of the solver laws.
 
-Written from the papers with explicit matrices and numpy's own SVD; shares no code with the package. With a Gaussian prior the
-denoiser is affine, so a solver whose correction is affine maps its noise affinely to its sample, and the sample's mean
-and covariance follow exactly from the response to unit noises.
+Written from the equations in the solvers' headers with explicit matrices and numpy's own SVD; shares no code with the
+package. With a Gaussian prior the denoiser is affine, so a solver whose correction is affine maps its noise affinely to
+its sample, and the sample's mean and covariance follow exactly from the response to unit noises.
 """
 
 from __future__ import annotations
