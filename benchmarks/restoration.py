@@ -3,21 +3,21 @@
     python benchmarks/restoration.py --data DIR [--limit 3] [--solver auto --solver diffpir:zeta=0.3 ...] [--markdown OUT.md]
 
 Protocol: images in [0, 1], cropped top-left to what the operator takes; noise seeded by file name; PSNR and SSIM of
-clipped, unrounded images, averaged over images. "before" is the measurement (upsampled bicubically where it is smaller).
+clipped, unrounded images, averaged over images. "before" is the measurement (enlarged bicubically where
+it samples coarser, against the centre of the truth where boundary=valid made it smaller).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from pathlib import Path
 
-import torch
-
 import invdiff
 from invdiff import operators
-from invdiff.evaluation.metrics import psnr, ssim
+from invdiff.evaluation.comparison import compare
 from invdiff.images import list_images, read_image
 from invdiff.restoration import resolve_prior
 
@@ -28,13 +28,6 @@ OPERATORS = [
     "downsample:factor=4,kernel=bicubic",
     "inpaint:keep=0.4",
 ]
-
-
-def as_picture(y: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """The measurement at the image's size."""
-    if tuple(y.shape[-2:]) == shape[-2:]:
-        return y
-    return torch.nn.functional.interpolate(y, size=shape[-2:], mode="bicubic", antialias=False)
 
 
 def main() -> None:
@@ -76,14 +69,11 @@ def main() -> None:
                     y, operator, arguments.noise, prior=prior, solver=solver, steps=arguments.steps, ids=[name]
                 )
                 seconds = time.perf_counter() - started
-                before = as_picture(y, tuple(x.shape[1:]))
-                scores.append(
-                    [
-                        float(v)
-                        for v in (psnr(before, x), psnr(solution.mean, x), ssim(before, x), ssim(solution.mean, x))
-                    ]
-                    + [float(solution.residual.mean()), seconds]
-                )
+                comparison = compare(y[0], solution.mean[0], x[0])
+                both = (comparison.before, comparison.after)
+                psnrs = [math.nan if score is None else score.psnr for score in both]
+                ssims = [math.nan if score is None or score.ssim is None else score.ssim for score in both]
+                scores.append([*psnrs, *ssims, float(solution.residual.mean()), seconds])
             p0, p1, s0, s1, residual, seconds = (statistics.fmean(column) for column in zip(*scores, strict=True))
             used = solution.solver["name"] if solver == "auto" else solver
             label = f"auto ({used})" if solver == "auto" else f"`{solver}`"

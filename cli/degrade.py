@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from . import errors, files, options
 from .files import Job
+
+if TYPE_CHECKING:
+    from invdiff.operator import Operator
 
 EXAMPLES = """
 invdiff degrade photo.png -o blurred.png --operator gaussian_blur:sigma=2 --noise 0.05
@@ -50,17 +54,13 @@ def degrade(
     is cropped at the bottom and right. Each output gets a record OUT.json. The noise depends on --seed and the file's
     name alone.
     """
-    from invdiff.parameters import fraction
     from invdiff.problem import check_noise, resolve_operator
 
     depth = int(bits) if bits else None
     chosen = resolve_operator(operator)
-    try:
-        silent = fraction(noise) == 0
-    except ValueError:
-        silent = False
-    sigma_y = 0.0 if silent else check_noise(noise)
+    check_noise(noise, zero=True)
     jobs = files.plan(inputs, out, extension=extension, bits=depth, overwrite=overwrite, skip_existing=skip_existing)
+    files.refuse_inputs(jobs, files.read_by(chosen))
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
     failed = []
@@ -68,7 +68,7 @@ def degrade(
         words = ["invdiff", "degrade", str(job.source), "-o", str(job.target), "--operator", operator]
         words += ["--noise", noise, "--seed", str(seed), *(["--bits", bits] if bits else [])]
         try:
-            degrade_one(job, chosen, sigma_y, seed, depth, shlex.join(words), quiet)
+            degrade_one(job, chosen, noise, seed, depth, shlex.join(words), quiet)
         except Exception as error:
             line = errors.explain(error)
             if line is None or len(jobs) == 1:
@@ -81,24 +81,27 @@ def degrade(
 
 
 def degrade_one(
-    job: Job, operator: object, sigma_y: float, seed: int, bits: int | None, command: str, quiet: bool
+    job: Job, operator: Operator, noise: str, seed: int, bits: int | None, command: str, quiet: bool
 ) -> None:
     """Measure one image, write y and its record, and print what was done."""
-    from invdiff.images import read_image, write_image, write_json
-    from invdiff.operator import Operator
+    from invdiff.images import all_or_nothing, read_measurement, write_json, write_measurement
+    from invdiff.problem import check_noise
     from invdiff.restoration import degrade as degrade_tensor
     from invdiff.solution import package_versions
 
-    assert isinstance(operator, Operator)
-    image = read_image(job.source)
+    def fits(shape: tuple[int, ...]) -> object:
+        return operator.measurement_shape(operator.usable_shape(shape))
+
+    image = read_measurement(job.source, fits)  # an .npy may hold an image of any shape that the operator takes
     x, notes = image.tensor, list(image.notes)
     usable = tuple(operator.usable_shape(tuple(x.shape)))
     if usable != tuple(x.shape):
         notes.append(f"cropped from {x.shape[1]} x {x.shape[2]} to {usable[1]} x {usable[2]} pixels for {operator}")
         x = x[:, : usable[1], : usable[2]]
-    y = degrade_tensor(x[None], operator, noise=sigma_y, seed=seed, ids=[job.key])[0]
+    y = degrade_tensor(x[None], operator, noise=noise, seed=seed, ids=[job.key])[0]
+    sigma_y = check_noise(noise, zero=True)
     record = {
-        "operator": operator.spec,
+        "operator": operator.settings(),
         "noise": {"sigma_y": sigma_y, "unit": "standard deviation, images in [0, 1]"},
         "seed": seed,
         "versions": package_versions(),
@@ -106,9 +109,8 @@ def degrade_one(
         "command": command,
         "working_folder": os.getcwd(),
     }
-    with files.all_or_nothing() as written:
-        clipped = write_image(job.target, y, bits)
-        written.append(job.target)
+    with all_or_nothing():
+        clipped = write_measurement(job.target, y, bits)
         shapes = {"image_shape": list(x.shape), "measurement_shape": list(y.shape)}
         write_json(job.record, record | {"output": {"path": str(job.target), "clipped": clipped, **shapes}})
     if quiet:
@@ -123,4 +125,5 @@ def degrade_one(
             f"warning: {job.target.name}: {100 * clipped:.2g} % of the values were clipped to [0, 1]; {remedy}",
             err=True,
         )
-    click.echo(f"{job.target}  {operator}, noise {sigma_y:g}, {' x '.join(map(str, y.shape[1:]))} pixels")
+    size = f"{y.shape[1]} x {y.shape[2]} pixels" if y.ndim == 3 else f"{' x '.join(map(str, y.shape))} values"
+    click.echo(f"{job.target}  {operator}, noise {sigma_y:g}, {size}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from invdiff.evaluation.comparison import as_image, compare
+
 from . import files, options, tables
-from .comparison import as_image, compare
 
 if TYPE_CHECKING:
     import torch
@@ -56,23 +57,25 @@ def demo(
     demo in DIR are replaced.
     """
     from invdiff.errors import UsageError
-    from invdiff.images import to_grid, write_image, write_json
+    from invdiff.images import all_or_nothing, to_grid, write_image, write_json
     from invdiff.problem import check_noise, resolve_operator
     from invdiff.restoration import degrade, resolve_prior, restore
+    from invdiff.solution import package_versions
 
     folder, sigma_y = Path(out), check_noise(noise)
     files.check_writable(folder / "demo.png")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "demo.json").exists():
+    if folder.is_dir() and any(folder.iterdir()) and not files.recorded(folder / "demo.json"):
         raise UsageError(f"{folder} holds other files; choose a new folder, e.g. --out {folder}-2")
     source = Path(image) if image else shipped_photograph()
+    if folder.resolve() in source.resolve().parents:
+        raise UsageError(f"{source} lies in {folder} and could be overwritten; choose another --out")
     network = resolve_prior(prior, device, precision)
     truth = square(source, size, network.channels or 3)
     pictures, labels, rows, records = [], [], [], {}
-    with files.all_or_nothing() as written:
+    with all_or_nothing():
 
         def save(name: str, tensor: torch.Tensor) -> None:
             write_image(folder / name, tensor)
-            written.append(folder / name)
 
         save("truth.png", truth)
         for task, spec in TASKS.items():
@@ -103,7 +106,8 @@ def demo(
             )
             rows.append((task, spec, *numbers))
         save("demo.png", to_grid(pictures, labels, columns=3))
-        write_json(folder / "demo.json", {"input": str(source), "size": size, "tasks": records})
+        record = {"input": str(source), "size": size, "tasks": records, "versions": package_versions()}
+        write_json(folder / "demo.json", record | {"output": {"path": str(folder / "demo.png")}})
     if quiet:
         return
     click.echo(tables.table(("task", "operator", "PSNR in dB", "SSIM", "solver, calls", "seconds"), rows))

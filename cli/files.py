@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from invdiff.errors import ImageError, UsageError
 from invdiff.images import WRITABLE_BITS, list_images
 
+if TYPE_CHECKING:
+    from invdiff.operator import Operator
+
 DEFAULT_EXTENSION = "png"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One input and where its result goes. `inside`: path of the input below the folder it was found in."""
+    """One input and where its result goes.
+
+    inside: path of the input below the folder it was found in; suffixes: of its further outputs, such as "-std".
+    """
 
     source: Path
     target: Path
     inside: Path
+    suffixes: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -40,6 +47,11 @@ class Job:
         """A further output: out.png -> out-std.png."""
         return self.target.with_name(f"{self.target.stem}{suffix}{self.target.suffix}")
 
+    @property
+    def outputs(self) -> list[Path]:
+        """Every file that this job writes."""
+        return [self.target, self.record, *map(self.companion, self.suffixes)]
+
 
 def plan(
     inputs: Sequence[str],
@@ -49,12 +61,14 @@ def plan(
     bits: int | None = None,
     overwrite: bool = False,
     skip_existing: bool = False,
+    suffixes: Sequence[str] = (),
 ) -> list[Job]:
     """The jobs of a command, in natural order of their inputs.
 
     OUT is a file if it ends in a file type and there is one input; otherwise a folder, in which inputs keep their names
-    and the sub-folders of an input folder. Raises UsageError or ImageError, before any computation, for what could not
-    be written: an unknown file type, two inputs for one output, an output that is an input or somebody else's file.
+    and the sub-folders of an input folder. `suffixes`: of the outputs that each job has besides OUT and OUT.json. Raises
+    UsageError or ImageError, before any computation, for what could not be written: an unknown file type, two inputs
+    for one output, an output that is an input or somebody else's file.
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other; give one of them")
@@ -67,9 +81,13 @@ def plan(
     jobs = []
     for source, inside in found:
         name = inside.with_suffix(f".{extension or DEFAULT_EXTENSION}")
-        jobs.append(Job(source, Path(out) if as_file else Path(out) / name, inside))
-    _check_targets(jobs, bits, overwrite or skip_existing)
-    return [job for job in jobs if not (skip_existing and job.target.exists())]
+        jobs.append(Job(source, Path(out) if as_file else Path(out) / name, inside, tuple(suffixes)))
+    refuse_inputs(jobs, [job.source for job in jobs])
+    _refuse_shared(jobs)
+    left = [job for job in jobs if not (skip_existing and job.target.exists())]
+    for job in left:
+        check_outputs(job, bits, overwrite)
+    return left
 
 
 def is_file_name(out: str, several: bool = False) -> bool:
@@ -126,36 +144,57 @@ def _below(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-def _check_targets(jobs: Sequence[Job], bits: int | None, may_exist: bool) -> None:
-    sources = {job.source.resolve() for job in jobs}
+def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
+    """Raise UsageError if an output of a job is one of these files, which the command reads."""
+    read = {path.resolve() for path in inputs}
+    for job in jobs:
+        for path in job.outputs:
+            if path.resolve() in read:
+                raise UsageError(f"{path} is an input and would be overwritten; choose another -o")
+
+
+def read_by(operator: Operator) -> list[Path]:
+    """The files among an operator's parameters, such as a mask."""
+    parameters = operator.settings()["parameters"].values()
+    return [Path(value) for value in parameters if isinstance(value, str) and Path(value).is_file()]
+
+
+def _refuse_shared(jobs: Sequence[Job]) -> None:
     taken: dict[Path, Path] = {}
     for job in jobs:
-        where = job.target.resolve()
-        if where in sources:
-            raise UsageError(f"{job.target} is an input and would be overwritten; choose another -o")
-        if where in taken:
+        for path in job.outputs:
+            other = taken.setdefault(path.resolve(), job.source)
+            if other != job.source:
+                raise UsageError(
+                    f"{other} and {job.source} would both be written to {path}; restore them into two folders"
+                )
+
+
+def check_outputs(job: Job, bits: int | None, overwrite: bool) -> None:
+    """Raise ImageError if an output could not be written, UsageError if it exists and invdiff did not write it."""
+    own = recorded(job.record)
+    for path in job.outputs:
+        if path != job.record:
+            check_writable(path, bits)
+        elif path.is_dir():
+            raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
+        if path.exists() and not overwrite and path.name not in own:
             raise UsageError(
-                f"{taken[where]} and {job.source} would both be written to {job.target}; restore them into two folders"
-            )
-        taken[where] = job.source
-        check_writable(job.target, bits)
-        if job.target.exists() and not may_exist and not job.record.exists():
-            raise UsageError(
-                f"{job.target} exists and was not written by invdiff; choose another -o, or use --overwrite "
-                "(replace it) or --skip-existing (keep it)"
+                f"{path} exists and was not written by invdiff; choose another -o, or use --overwrite "
+                "(replace it) or --skip-existing (keep what is finished)"
             )
 
 
-@contextlib.contextmanager
-def all_or_nothing() -> Iterator[list[Path]]:
-    """Yields a list to note written files in; if the block fails or is interrupted, those are removed again."""
-    written: list[Path] = []
+def recorded(record: Path) -> set[str]:
+    """The names of the record and of the files it says were written with it; none if invdiff did not write it."""
     try:
-        yield written
-    except BaseException:
-        for path in written:
-            path.unlink(missing_ok=True)
-        raise
+        content = json.loads(record.read_text(encoding="utf-8"))
+        versions, output = content["versions"], content["output"]
+        paths = [output["path"], *output.get("samples", [])]
+        paths += [output["std"]["path"]] if "std" in output else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    return {record.name, *(Path(path).name for path in paths)} if "invdiff" in versions else set()
 
 
 def sha256(path: Path) -> str:

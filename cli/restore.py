@@ -10,7 +10,7 @@ import click
 
 from . import files, options
 from .files import Job
-from .restoring import Settings, run
+from .restoring import Settings, companions, run
 
 if TYPE_CHECKING:
     from invdiff.operator import Operator
@@ -110,17 +110,26 @@ def restore(
 
     INPUT: image files, folders or 'patterns*.png' of measurements that exist already (PNG, JPEG, WebP, BMP, TIFF,
     .npy). Each output gets a record OUT.json: settings, seed, versions, hashes, and the command that repeats it. Random
-    numbers depend on --seed and the file's name alone. A grey input with a colour prior and an operator that treats
-    channels alike is repeated to three channels and the result turned back to grey.
+    numbers depend on --seed and the file's name alone. A grey input with a colour prior is repeated to three channels and
+    the result turned back to grey, if the operator treats channels alike. An .npy may hold a measurement of any shape.
     """
     from invdiff.problem import check_noise, resolve_operator
-    from invdiff.restoration import resolve_prior
+    from invdiff.restoration import default_batch_size, resolve_prior
 
     depth = int(bits) if bits else None
     chosen_operator, sigma_y = resolve_operator(operator), check_noise(noise)
     method, extra = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator)
-    jobs = files.plan(inputs, out, extension=extension, bits=depth, overwrite=overwrite, skip_existing=skip_existing)
+    jobs = files.plan(
+        inputs,
+        out,
+        extension=extension,
+        bits=depth,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        suffixes=companions(samples),
+    )
     references = match_references(jobs, reference)
+    files.refuse_inputs(jobs, [*references.values(), *files.read_by(chosen_operator)])
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
         return 0
@@ -139,7 +148,7 @@ def restore(
         bits=depth,
         device=device,
         precision=precision,
-        batch_size=batch_size or (1 if network.device.type == "cpu" else 16),
+        batch_size=batch_size or default_batch_size(network.device),
         quiet=quiet,
         references=references,
     )

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from invdiff.evaluation.comparison import Comparison, compare, fit_reference
+
 from . import errors, files
-from .comparison import Comparison, compare, fit_reference
 from .files import Job
 
 if TYPE_CHECKING:
@@ -71,12 +72,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One input, ready to be restored. y: (C, H, W); to_grey: a grey y was repeated for a colour prior."""
+    """One input, ready to be restored. y: in the measurement's shape; grey: the (1, H, W) that was repeated to it for a
+    colour prior, and sigma_y, for the solver, is then sqrt(3) of the true one (see `repeat_grey`)."""
 
     job: Job
     y: torch.Tensor
-    to_grey: bool
+    sigma_y: float
     description: str
+    grey: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
     truth: torch.Tensor | None = None
 
@@ -98,29 +101,40 @@ def run(jobs: Sequence[Job], settings: Settings) -> int:
         failed.append(job)
         click.echo(errors.about(job.source, line), err=True)
 
-    def attempt(batch: Sequence[Measurement]) -> None:
+    def attempt(batch: Sequence[Measurement], batch_size: int) -> None:
         try:
-            solution = solve(batch, settings)
+            solution = solve(batch, settings, batch_size)
         except Exception as error:
-            if len(batch) == 1:
+            if not retry_smaller(error, batch, batch_size):
                 return fail(batch[0].job, error)
-            # One bad image must not take the others with it, and a smaller batch may fit into memory.
-            for measurement in batch:
-                attempt([measurement])
+        else:
+            for index, measurement in enumerate(batch):
+                try:
+                    finish(measurement, solution, index, len(batch), settings)
+                except Exception as error:
+                    fail(measurement.job, error)
             return None
-        for index, measurement in enumerate(batch):
-            try:
-                finish(measurement, solution, index, len(batch), settings)
-            except Exception as error:
-                fail(measurement.job, error)
+        # Outside the except block, whose traceback would keep the failed attempt's tensors in memory.
+        for measurement in batch:
+            attempt([measurement], 1)
         return None
 
     for batch in batches(jobs, settings, fail):
-        attempt(batch)
+        attempt(batch, settings.batch_size)
     if failed:
         names = ", ".join(job.source.name for job in failed)
         click.echo(f"restored {len(jobs) - len(failed)} of {len(jobs)} images; failed: {names}", err=True)
     return 1 if failed else 0
+
+
+def retry_smaller(error: Exception, batch: Sequence[Measurement], batch_size: int) -> bool:
+    """One bad image must not take the others with it, and the samples of one may fit into memory one by one."""
+    return len(batch) > 1 or (batch_size > 1 and errors.explain(error) == errors.OUT_OF_MEMORY)
+
+
+def companions(samples: int) -> tuple[str, ...]:
+    """The suffixes of the outputs besides OUT."""
+    return ("-std", *(f"-sample-{k}" for k in range(1, samples + 1))) if samples > 1 else ()
 
 
 def batches(
@@ -134,7 +148,8 @@ def batches(
         except Exception as error:
             fail(job, error)
             continue
-        fits = batch and batch[0].y.shape == measurement.y.shape and len(batch) < settings.batch_size
+        alike = batch and (batch[0].y.shape, batch[0].sigma_y) == (measurement.y.shape, measurement.sigma_y)
+        fits = alike and len(batch) < settings.batch_size
         if batch and not (fits and job.key not in {other.job.key for other in batch}):
             yield batch
             batch = []
@@ -145,30 +160,62 @@ def batches(
 
 def prepare(job: Job, settings: Settings) -> Measurement:
     """Read one input and its reference, and check that operator and prior fit it."""
-    from invdiff.images import fit_channels, read_image
+    from invdiff.images import read_image, read_measurement
 
-    image = read_image(job.source)
-    y, operator, prior = image.tensor, settings.operator, settings.prior
+    operator, prior, sigma_y, grey = settings.operator, settings.prior, settings.sigma_y, None
+    image = read_measurement(job.source, operator.image_shape)
+    y, notes = image.tensor, list(image.notes)
     shape = operator.image_shape(tuple(y.shape))
-    to_grey = False
-    if y.shape[0] == 1 and prior.channels == 3 and shape[0] == 1:
-        colour = fit_channels(y, 3)
-        if operator.image_shape(tuple(colour.shape))[0] == 3:
-            y, to_grey = colour, True
-            shape = operator.image_shape(tuple(y.shape))
+    if y.ndim == len(shape) == 3 and y.shape[0] == shape[0] == 1 and prior.channels == 3:
+        grey = y
+        y, sigma_y = repeat_grey(grey, operator, sigma_y)
+        shape = (3, *shape[1:])
+        notes.append(
+            "grey repeated to three channels for a colour prior, result turned back to grey; "
+            f"solved with sqrt(3) sigma_y = {sigma_y:.6g} in place of {settings.sigma_y:.6g}"
+        )
     prior.check_shape(shape)
-    notes = list(image.notes)
-    if to_grey:
-        notes.append("grey repeated to three channels for a colour prior, result turned back to grey")
     truth = None
     if job.source in settings.references:
         original = read_image(settings.references[job.source])
-        truth, remarks = fit_reference(original.tensor, (1, *shape[1:]) if to_grey else tuple(shape), operator)
+        truth, remarks = fit_reference(original.tensor, tuple(shape) if grey is None else (1, *shape[1:]), operator)
         notes += remarks
-    return Measurement(job, y, to_grey, image.description, notes, truth)
+    return Measurement(job, y, sigma_y, image.description, grey, notes, truth)
 
 
-def solve(batch: Sequence[Measurement], settings: Settings) -> Solution:
+def repeat_grey(grey: torch.Tensor, operator: Operator, sigma_y: float) -> tuple[torch.Tensor, float]:
+    """A grey measurement (1, h, w) as one of a colour image, (3, h, w), and the noise level to solve it with.
+
+    Three copies of one noise are not three measurements: with sqrt(3) sigma_y for each channel, the likelihood of a
+    grey x is that of the grey measurement, 3 |y - A x|^2 / (2 * 3 sigma_y^2). Raises UsageError if A does not commute
+    with repeating, as for a mask of its own in each channel: the copies would then be no measurement.
+    """
+    import torch
+
+    from invdiff.errors import UsageError
+    from invdiff.images import fit_channels
+
+    refusal = UsageError(
+        f"{operator} does not treat the channels of an image alike, so a grey measurement says nothing about a colour "
+        "image: convert the picture to colour before it is measured, or give a grey prior with --prior"
+    )
+    shape = operator.image_shape(tuple(grey.shape))
+    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        measured, expected = operator.A(fit_channels(x, 3)), fit_channels(operator.A(x), 3)
+        masks = [operator.observed((channels, *shape[1:])) for channels in (3, 1)]
+    except UsageError as error:
+        raise refusal from error
+    ones = torch.ones_like(expected)
+    seen, wanted = (ones if mask is None else ones * mask.to(ones) for mask in masks)
+    if measured.shape != expected.shape or not torch.allclose(measured, expected, atol=1e-5):
+        raise refusal
+    if not torch.equal(seen, wanted):
+        raise refusal
+    return fit_channels(grey, 3), 3**0.5 * sigma_y
+
+
+def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> Solution:
     """All samples of a batch of measurements of one shape."""
     import torch
 
@@ -177,12 +224,12 @@ def solve(batch: Sequence[Measurement], settings: Settings) -> Solution:
     return restore_tensors(
         torch.stack([measurement.y for measurement in batch]),
         settings.operator,
-        settings.sigma_y,
+        batch[0].sigma_y,
         settings.prior,
         settings.solver,
         samples=settings.samples,
         seed=settings.seed,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         ids=[measurement.job.key for measurement in batch],
         progress=not settings.quiet and sys.stderr.isatty(),
         **settings.hyperparameters,
@@ -191,25 +238,30 @@ def solve(batch: Sequence[Measurement], settings: Settings) -> Solution:
 
 def finish(measurement: Measurement, solution: Solution, index: int, count: int, settings: Settings) -> None:
     """Write the files of one image of a batch of `count`, and print its lines."""
+    import torch
+
     from invdiff.images import fit_channels
+    from invdiff.problem import Problem
 
     job = measurement.job
-    samples = solution.samples[:, index]
-    y = measurement.y
-    if measurement.to_grey:
-        samples, y = fit_channels(samples, 1), y[:1]
-    comparison = None if measurement.truth is None else compare(y, samples.mean(0), measurement.truth)
+    samples, residual, y = solution.samples[:, index], solution.residual[:, index], measurement.y
     record = solution.provenance(index)
+    if measurement.grey is not None:
+        samples, y = fit_channels(samples, 1), measurement.grey
+        problem = Problem.from_measurement(y[None], settings.operator, settings.sigma_y)
+        residual = torch.cat([problem.residual(sample[None]) for sample in samples])
+        record["residual"] = [round(float(value), 5) for value in residual]
+        record["noise"] |= {"sigma_y": settings.sigma_y, "solved_with": measurement.sigma_y}
+    comparison = None if measurement.truth is None else compare(y, samples.mean(0), measurement.truth)
     record["input"] = files.describe_input(job.source, measurement.description, measurement.notes)
     write(job, samples, record, comparison, settings)
     if settings.quiet:
         return
     for note in measurement.notes:
         click.echo(f"note: {job.source.name}: {note}", err=True)
-    residual = float(solution.residual[:, index].mean())
     click.echo(
         f"{job.target}  {solution.solver['name']}, {solution.nfe} network calls, {solution.seconds / count:.1f} s, "
-        f"residual {residual:.2f}"
+        f"residual {float(residual.mean()):.2f}"
     )
     if comparison:
         click.echo(f"{' ' * len(str(job.target))}  {comparison}")
@@ -219,24 +271,21 @@ def write(
     job: Job, samples: torch.Tensor, record: dict[str, Any], comparison: Comparison | None, settings: Settings
 ) -> None:
     """The mean, with several samples their standard deviation and themselves, and the record: all of them or none."""
-    from invdiff.images import WRITABLE_BITS, write_image, write_json
+    from invdiff.images import WRITABLE_BITS, all_or_nothing, write_image, write_json
 
     bits, path = settings.bits, job.target
     is_float = (bits or WRITABLE_BITS[path.suffix.lower()][0]) == 32
     output: dict[str, Any] = {"path": str(path)}
-    with files.all_or_nothing() as written:
+    with all_or_nothing():
         if len(samples) > 1:
             std = samples.std(0)
             scale = 1.0 if is_float else float(std.max()) or 1.0
             output["std"] = {"path": str(job.companion("-std")), "white": scale}
             write_image(job.companion("-std"), std / scale, bits)
-            written.append(job.companion("-std"))
             output["samples"] = [str(job.companion(f"-sample-{k}")) for k in range(1, len(samples) + 1)]
             for name, sample in zip(output["samples"], samples, strict=True):
                 write_image(name, sample, bits)
-                written.append(Path(name))
         output["clipped"] = write_image(path, samples.mean(0), bits)
-        written.append(path)
         record |= {"output": output, "command": settings.command(job, record["solver"]), "working_folder": os.getcwd()}
         if comparison is not None:
             reference = settings.references[job.source]

@@ -58,19 +58,17 @@ def sample(
     """
     from tqdm import tqdm
 
-    from invdiff.errors import UsageError
     from invdiff.generation import sample as draw
-    from invdiff.images import to_grid, write_image, write_json
-    from invdiff.restoration import resolve_prior
+    from invdiff.images import all_or_nothing, to_grid, write_image, write_json
+    from invdiff.restoration import default_batch_size, resolve_prior
     from invdiff.solution import package_versions
 
     target = Path(out) if files.is_file_name(out) else Path(out) / "samples.png"
-    job = files.Job(target, target, Path(target.name))
-    files.check_writable(target)
-    if target.exists() and not overwrite and not job.record.exists():
-        raise UsageError(f"{target} exists and was not written by invdiff; choose another -o, or use --overwrite")
+    suffixes = tuple(f"-{k}" for k in range(1, count + 1)) if count > 1 else ()
+    job = files.Job(target, target, Path(target.name), suffixes)
+    files.check_outputs(job, None, overwrite)
     network = resolve_prior(prior, device, precision)
-    group = batch_size or (1 if network.device.type == "cpu" else 16)
+    group = batch_size or default_batch_size(network.device)
     bar_off = quiet or not sys.stderr.isatty()
     with tqdm(total=steps * -(-count // group), desc="sample", unit="call", leave=False, disable=bar_off) as bar:
         images = draw(
@@ -86,15 +84,16 @@ def sample(
     words = ["invdiff", "sample", "--prior", prior, "-o", str(target), "--count", str(count)]
     words += ["--size", f"{size[0]}x{size[1]}", "--steps", str(steps), "--eta", str(eta), "--seed", str(seed)]
     words += ["--device", device, "--precision", precision]
-    with files.all_or_nothing() as written:
-        singles = [job.companion(f"-{k}") for k in range(1, count + 1)] if count > 1 else [target]
+    output: dict[str, object] = {"path": str(target)}
+    with all_or_nothing():
+        singles = [job.companion(suffix) for suffix in suffixes] or [target]
         for path, image in zip(singles, images, strict=True):
             write_image(path, image)
-            written.append(path)
         if count > 1:
             write_image(target, to_grid(images))
-            written.append(target)
+            output["samples"] = [str(path) for path in singles]
         record = {"prior": network.describe(), "count": count, "size": size, "steps": steps, "eta": eta, "seed": seed}
-        write_json(job.record, record | {"versions": package_versions(), "command": shlex.join(words)})
+        record |= {"output": output, "versions": package_versions(), "command": shlex.join(words)}
+        write_json(job.record, record)
     if not quiet:
         click.echo(f"{target}  {count} sample(s) of {size[0]} x {size[1]} pixels, {steps} network calls each")

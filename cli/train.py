@@ -150,8 +150,9 @@ def train(
             validate_every=validate_every,
             report=progress.report,
         )
-    if progress.fraction < 1 and progress.step:
-        click.echo(f"stopped at step {progress.step}, saved in {out}; go on with --resume", err=True)
+    if progress.fraction < 1 and (progress.step or progress.stopped):
+        when = f"at step {progress.step}" if progress.step else "before the first step"
+        click.echo(f"stopped {when}, saved in {out}; go on with --resume", err=True)
         return 130
     if not progress.step:
         click.echo(f"{out}: its budget was used up already; go on with a larger --steps or --minutes", err=True)
@@ -220,6 +221,11 @@ class Progress:
         logger.removeHandler(self._handler)
         logger.setLevel(self._level)
 
+    @property
+    def stopped(self) -> bool:
+        """True once a signal asked the training to stop."""
+        return self._handler.stopping
+
     def report(self, state: dict[str, Any]) -> None:
         """Take the engine's numbers after a step."""
         self.fraction, self.step = min(1.0, state["progress"]), state["step"]
@@ -235,7 +241,11 @@ class Progress:
 class _AboveBar(logging.Handler):
     """Log lines on stderr that leave the progress bar in one piece."""
 
+    stopping = False
+
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
+        # The only warning of that module is the one of its StopFlag; before the first step nothing else tells.
+        self.stopping |= record.name == "invdiff.training.background" and record.levelno == logging.WARNING
         tqdm.write(self.format(record), file=sys.stderr)

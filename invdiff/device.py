@@ -18,13 +18,15 @@ PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 def choose_device(name: str = "auto") -> torch.device:
     """The torch device for a name of DEVICES (or "cuda:1"); auto is CUDA, else MPS, else CPU.
 
-    Raises UsageError if the device is not there.
+    Raises UsageError for any other name, and if the device is not there.
     """
     import torch
 
-    kind = name.split(":")[0]
+    kind, colon, index = name.partition(":")
     if kind not in DEVICES:
         raise unknown("device", name, DEVICES)
+    if colon and (kind != "cuda" or not index.isdecimal() or not index.isascii()):
+        raise UsageError(f"device {name!r} is not one of {', '.join(DEVICES)}; only cuda takes a number, e.g. cuda:1")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if kind == "auto":
         return torch.device(next(key for key in ("cuda", "mps", "cpu") if available[key]))
@@ -33,7 +35,10 @@ def choose_device(name: str = "auto") -> torch.device:
             f"device {name!r} is not available here; use --device auto, or one of: "
             + ", ".join(key for key, there in available.items() if there)
         )
-    return torch.device(name)
+    if colon and int(index) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"device {name!r} is not available here; there are {count}: cuda:0 to cuda:{count - 1}")
+    return torch.device(f"{kind}:{int(index)}" if colon else kind)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype:

@@ -189,20 +189,8 @@ def read_tiff(path: Path) -> Decoded:
 
 def read_npy(path: Path) -> Decoded:
     """An array (H, W), (C, H, W) or (H, W, C); no channel is read as alpha, and floats are taken as they are."""
-    import numpy as np
-
-    with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise ImageError("not an .npy file. Write it with numpy.save.")
-    try:
-        array, notes = np.load(path, allow_pickle=False), []
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise ImageError("it holds Python objects, not numbers. Save a numeric array.") from error
+    array, notes = _load_npy(path), []
     shape = array.shape
-    if 0 in shape:
-        raise ImageError(f"it has no pixels, shape {shape}. Export it again.")
     if array.ndim == 2:
         array = array[..., None]
     elif array.ndim == 3 and shape[0] <= 4:  # first, so that what write_image wrote always comes back the same
@@ -215,6 +203,29 @@ def read_npy(path: Path) -> Decoded:
     pixels, depth = _to_unit(array)
     channels = pixels.shape[2]
     return pixels, f"{depth} {_COLOURS[channels] if channels in (1, 3) else f'{channels} channels'}", notes
+
+
+def read_array(path: Path) -> Decoded:
+    """An .npy array in the shape it has: a measurement that is no picture."""
+    pixels, depth = _to_unit(_load_npy(path))
+    return pixels, f"{depth} array of shape {pixels.shape}", []
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    import numpy as np
+
+    with path.open("rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise ImageError("not an .npy file. Write it with numpy.save.")
+    try:
+        array = np.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ImageError("it holds Python objects, not numbers. Save a numeric array.") from error
+    if 0 in array.shape:
+        raise ImageError(f"it has no pixels, shape {array.shape}. Export it again.")
+    return array
 
 
 def _to_unit(array: np.ndarray) -> tuple[np.ndarray, str]:

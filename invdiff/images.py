@@ -1,4 +1,4 @@
-"""Image files to tensors and back, with one meaning for every format; and files that are written whole or not at all.
+"""Image files to tensors and back, with one meaning for every format.
 
 An image is a float32 tensor (C, H, W) in [0, 1]: the stored number divided by the format's full scale (255 or 65535).
 Colour profiles and gamma are left alone. Grey stays one channel. Transparency is composited over white, as a page would
@@ -8,40 +8,43 @@ are, because a measurement may lie outside [0, 1]. Torch is imported only inside
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import errno
 import glob
 import json
 import math
 import os
 import re
-import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invdiff.atomic import all_or_nothing, atomic_path
 from invdiff.errors import ImageError, NumericalError, UsageError
-from invdiff.image_decoding import MAX_PIXELS, read_npy, read_picture, read_tiff
+from invdiff.image_decoding import MAX_PIXELS, read_array, read_npy, read_picture, read_tiff
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from invdiff.image_decoding import Decoded
+
 __all__ = [
     "IMAGE_SUFFIXES",
     "MAX_PIXELS",
     "ImageFile",
+    "all_or_nothing",
     "atomic_path",
     "fit_channels",
     "list_images",
     "read_image",
+    "read_measurement",
     "to_grid",
     "write_image",
     "write_json",
+    "write_measurement",
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
@@ -49,10 +52,6 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".n
 WRITABLE_BITS = {".png": (8, 16), ".jpg": (8,), ".jpeg": (8,), ".webp": (8,)}
 WRITABLE_BITS |= {".tif": (32, 8, 16), ".tiff": (32, 8, 16), ".npy": (32,)}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-
-_OS_FIXES = {errno.ENOSPC: "Free some space or write to another disk.", errno.EDQUOT: "Free some of your disk quota."}
-_OS_FIXES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to.")
-_OS_FIXES |= dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "A part of this path is a file, not a folder.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +76,42 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
     import numpy as np
     import torch
 
+    pixels, description, notes = _decoded(Path(path), {".npy": read_npy, ".tif": read_tiff, ".tiff": read_tiff})
+    return ImageFile(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), description, tuple(notes))
+
+
+def read_measurement(path: str | os.PathLike[str], fits: Callable[[tuple[int, ...]], object]) -> ImageFile:
+    """As read_image; but an .npy that is no image, or whose image `fits` refuses, is read in the shape it has.
+
+    fits(shape) raises UsageError for a shape that cannot be used. Where both readings fail, the first error is raised.
+    """
+    import torch
+
     path = Path(path)
+    try:
+        image = read_image(path)
+        fits(tuple(image.tensor.shape))
+        return image
+    except (ImageError, UsageError):
+        if path.suffix.lower() != ".npy" or not path.is_file():
+            raise
+        try:
+            array, description, notes = _decoded(path, {".npy": read_array})
+            fits(array.shape)
+        except (ImageError, UsageError):
+            pass  # the error as an image says more
+        else:
+            return ImageFile(torch.from_numpy(array.copy()), description, tuple(notes))
+        raise
+
+
+def _decoded(path: Path, readers: Mapping[str, Callable[[Path], Decoded]]) -> Decoded:
+    """What the reader for the file's extension returns (default: read_picture), checked to be finite."""
+    import numpy as np
+
     _require_file(path)
     suffix = path.suffix.lower()
-    reader = {".npy": read_npy, ".tif": read_tiff, ".tiff": read_tiff}.get(suffix, read_picture)
+    reader = readers.get(suffix, read_picture)
     try:
         pixels, description, notes = reader(path)
     except ImageError as error:
@@ -97,8 +128,7 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
     if bad:
         fix = "Repair them first, for instance with numpy.nan_to_num."
         raise ImageError(f"cannot read {path}: {bad} of {pixels.size} values are NaN or infinite. {fix}")
-    tensor = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    return ImageFile(tensor, description, tuple(notes))
+    return pixels, description, notes
 
 
 def _require_file(path: Path) -> None:
@@ -157,30 +187,6 @@ def _natural_key(path: Path) -> tuple[list[tuple[int, str]], str]:
     return [(int(piece), "") if index % 2 else (0, piece) for index, piece in enumerate(pieces)], str(path)
 
 
-@contextlib.contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a temporary path beside it, which becomes `path` when the block ends.
-
-    The temporary file has the same extension and is removed upon any exception, Ctrl-C included; what stood at `path`
-    stays until then. Missing folders are created, and a link is written through. An OSError becomes an ImageError that
-    names the path and the fix.
-    """
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}")
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
-    except OSError as error:
-        fix = _OS_FIXES.get(error.errno or 0, f"Check the space and the permissions of {target.parent}.")
-        raise ImageError(f"cannot write {path}: {error.strerror or error}. {fix}") from error
-    finally:
-        with contextlib.suppress(OSError):  # no such folder, for instance: the error above is the one to show
-            temporary.unlink(missing_ok=True)
-
-
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     """Write plain data as indented JSON, whole or not at all.
 
@@ -236,6 +242,20 @@ def write_image(path: str | os.PathLike[str], tensor: torch.Tensor, bits: int | 
     return clipped
 
 
+def write_measurement(path: str | os.PathLike[str], y: torch.Tensor, bits: int | None = None) -> float:
+    """As write_image, but an .npy keeps a measurement of any shape, a vector included, as it is."""
+    import numpy as np
+
+    if Path(path).suffix.lower() != ".npy" or y.ndim == 3:
+        if y.ndim != 3:
+            raise UsageError(f"a measurement of shape {tuple(y.shape)} is no image, so {path} cannot hold it: use .npy")
+        return write_image(path, y, bits)
+    values = _finite(y, path)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, values.numpy())
+    return 0.0
+
+
 def _pixels(tensor: torch.Tensor, path: str | os.PathLike[str]) -> np.ndarray:
     """The tensor as (H, W, C) float32, checked to be one finite image."""
     if not tensor.is_floating_point():
@@ -244,11 +264,16 @@ def _pixels(tensor: torch.Tensor, path: str | os.PathLike[str]) -> np.ndarray:
     if image.ndim != 3 or 0 in image.shape:
         shape = tuple(tensor.shape)
         raise UsageError(f"cannot write shape {shape} to {path}: give one image (C, H, W); to_grid joins several.")
-    values = image.detach().float().cpu()
+    return _finite(image, path).permute(1, 2, 0).contiguous().numpy()
+
+
+def _finite(tensor: torch.Tensor, path: str | os.PathLike[str]) -> torch.Tensor:
+    """The tensor in float32 on the CPU, without NaN and infinity."""
+    values = tensor.detach().float().cpu()
     bad = int((~values.isfinite()).sum())
     if bad:
         raise NumericalError(f"{bad} of {values.numel()} values are NaN or infinite; {path} was not written.")
-    return values.permute(1, 2, 0).contiguous().numpy()
+    return values
 
 
 def _encode(path: Path, pixels: np.ndarray) -> None:

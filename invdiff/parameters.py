@@ -119,7 +119,7 @@ class Declaration:
 
     def convert(self, value: Any, owner: str) -> Any:
         """The checked value. Raises UsageError naming owner, parameter, value, allowed range and unit."""
-        if value is None and self.default is None:
+        if value is None and self.default is None and not self.required:
             return None
         unit = f" {self.unit}" if self.unit else ""
         try:

@@ -58,7 +58,8 @@ class Solution:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the samples (n, B, C, H, W) to PATH.npz, with mean, std, residual and the provenance of each image."""
+        """Write the samples (n, B, C, H, W) to PATH.npz (or PATH, if it ends so), with mean, std, residual and the
+        provenance of each image."""
         import json
 
         import numpy as np
@@ -66,7 +67,9 @@ class Solution:
         from invdiff.images import atomic_path
 
         records = json.dumps([self.provenance(image) for image in range(self.samples.shape[1])])
-        with atomic_path(Path(path).with_suffix(".npz")) as part, open(part, "wb") as file:
+        # with_suffix would take the ".v1" of run.v1 for an extension.
+        target = Path(path) if Path(path).suffix == ".npz" else Path(f"{path}.npz")
+        with atomic_path(target) as part, open(part, "wb") as file:
             np.savez_compressed(
                 file,
                 samples=self.samples.cpu().numpy(),

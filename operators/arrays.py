@@ -19,6 +19,8 @@ def file_or_array(value: Any) -> str | np.ndarray:
         return os.fspath(value)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().to(torch.float64).numpy()
+    if value is None:  # to numpy it is NaN
+        raise ValueError("nothing is given")
     array = np.array(value, dtype=np.float64)
     array.setflags(write=False)
     return array

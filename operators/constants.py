@@ -11,19 +11,22 @@ def working(x: torch.Tensor) -> torch.Tensor:
 
 
 class Constant:
-    """A float64 or complex128 table; `like(x)` is the same table in x's precision on x's device."""
+    """A float64 or complex128 table; `like(x)` is the same table in x's precision on x's device.
+
+    Only the latest cast is kept: a session computes in one precision on one device.
+    """
 
     def __init__(self, table: torch.Tensor) -> None:
         self.table = table
-        self._casts: dict[tuple[torch.dtype, torch.device], torch.Tensor] = {}
+        self._cast: tuple[tuple[torch.dtype, torch.device], torch.Tensor] | None = None
 
     def like(self, x: torch.Tensor) -> torch.Tensor:
         key = (x.dtype, x.device)
-        if key not in self._casts:
+        if self._cast is None or self._cast[0] != key:
             dtype = x.dtype
             if self.table.is_complex():
                 dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
             # A table first cast in inference mode could not take part in autograd later.
             with torch.inference_mode(False):
-                self._casts[key] = self.table.to(dtype).to(x.device)
-        return self._casts[key]
+                self._cast = key, self.table.to(dtype).to(x.device)
+        return self._cast[1]

@@ -9,11 +9,10 @@ from typing import ClassVar
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.images import LUMA
 from invdiff.operator import SVD, Operator, Shape
 
 from .shapes import channels_and_size, require_batch
-
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +23,7 @@ class Grayscale(Operator):
     """
 
     name: ClassVar[str] = "grayscale"
+    orthonormal_U: ClassVar[bool] = True
 
     def measurement_shape(self, shape: Shape) -> Shape:
         channels, height, width = channels_and_size(self.name, shape)

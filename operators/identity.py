@@ -15,6 +15,7 @@ class Identity(Operator):
     """y = x, of any shape. The measurement is the image itself; only the noise is to be removed. SVD: s = 1."""
 
     name: ClassVar[str] = "identity"
+    orthonormal_U: ClassVar[bool] = True
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         return x

@@ -28,6 +28,7 @@ class Linear(Operator):
     """
 
     name: ClassVar[str] = "linear"
+    orthonormal_U: ClassVar[bool] = True
 
     matrix: str | np.ndarray = parameter(kind=file_or_array, help="matrix (m, n): tensor, array, .npy or .npz file")
     shape: Shape | None = parameter(None, kind=shape_of, help="shape of the image, e.g. 3x8x8 ((n,) if not given)")

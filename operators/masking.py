@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from .shapes import channels_and_size, require_batch
 @dataclass(frozen=True, eq=False)
 class Masking(Operator):
     """y = m x, of x's shape, with zeros where nothing was measured. A subclass gives `_mask(shape)`."""
+
+    orthonormal_U: ClassVar[bool] = True
 
     def _mask(self, shape: Shape) -> torch.Tensor:
         """m in float64, (C, H, W) or (1, H, W)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -283,6 +284,233 @@ def test_train_resume_and_use(folder: Path) -> None:
     assert "used up" in succeed(*train, "--resume").stderr
     assert json.loads(Path("mine/recipe.json").read_text())["widths"] == [8, 16]
     succeed("restore", "clean/a.png", "-o", "x.png", *BLUR, *FAST, "--prior", "./mine")
+
+
+def record_of(path: str | Path) -> dict[str, Any]:
+    return json.loads(Path(f"{path}.json").read_text())
+
+
+def test_both_records_describe_the_operator_alike(folder: Path, prior: Path) -> None:
+    succeed("degrade", "clean/a.png", "-o", "y.tiff", *BLUR)
+    succeed("restore", "y.tiff", "-o", "x.png", *BLUR, *FAST, "--prior", prior)
+    assert record_of("y.tiff")["operator"] == record_of("x.png")["operator"]
+
+
+# Grey measurements with a colour prior.
+
+
+def test_grey_is_refused_where_the_operator_tells_channels_apart(folder: Path, prior: Path) -> None:
+    grey = picture(folder / "grey.png", shape=(1, 24, 32))
+    mask = ["--operator", "random_subsample:keep=0.5", "--noise", "0.05"]
+    succeed("degrade", grey, "-o", "y.npy", *mask)
+    result = invoke("restore", "y.npy", "-o", "x.png", *mask, *FAST, "--prior", prior)
+    assert result.exit_code == 2 and not Path("x.png").exists(), result.output
+    assert "does not treat the channels" in result.stderr and "grey prior" in result.stderr
+
+
+@pytest.mark.parametrize("spec", ["gaussian_blur:sigma=1", "downsample:factor=4", "inpaint:keep=0.4", "identity"])
+def test_grey_is_repeated_where_the_operator_commutes_with_it(spec: str) -> None:
+    from invdiff import operators
+    from invdiff.cli.restoring import repeat_grey
+
+    operator = operators.get(spec)
+    grey = torch.rand(operator.measurement_shape((1, 24, 32)))
+    y, sigma_y = repeat_grey(grey, operator, 0.1)
+    assert torch.equal(y, grey.expand(3, -1, -1)) and sigma_y == pytest.approx(3**0.5 * 0.1)
+
+
+@pytest.mark.parametrize(("factor", "exact"), [(1.0, True), (3**-0.5, False)])
+def test_repeated_grey_is_trusted_as_the_grey_measurement(factor: float, exact: bool) -> None:
+    """Posterior means in closed form: pixels N(m, s^2), a colour prior whose three channels are one grey. The solver's
+    three measurements of level sqrt(3) sigma_y must tell what the grey one tells; sigma_y (the twin) tells too much."""
+    from invdiff import operators
+    from invdiff.cli.restoring import repeat_grey
+
+    mean, variance, sigma_y = 0.4, 0.04, 0.1
+    y, solver_sigma = repeat_grey(torch.full((1, 4, 4), 0.8, dtype=torch.float64), operators.get("identity"), sigma_y)
+    solver_sigma *= factor
+
+    def posterior_mean(total: float, count: int, sigma: float) -> float:
+        return (mean / variance + total / sigma**2) / (1 / variance + count / sigma**2)
+
+    expected = posterior_mean(0.8, 1, sigma_y)
+    assert (posterior_mean(float(y[:, 0, 0].sum()), 3, solver_sigma) == pytest.approx(expected, rel=1e-12)) is exact
+
+
+def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
+    folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import invdiff.restoration
+    from invdiff import operators
+
+    levels = {}
+
+    def noting(y: torch.Tensor, operator: Any, noise: float, *rest: Any, **options: Any) -> Any:
+        levels.update(dict.fromkeys(options["ids"], noise))
+        return original(y, operator, noise, *rest, **options)
+
+    original = invdiff.restoration.restore
+    monkeypatch.setattr(invdiff.restoration, "restore", noting)
+    picture(folder / "in" / "grey.png", shape=(1, 24, 32))
+    picture(folder / "in" / "colour.png")
+    out = ["-o", "out", "--format", "npy", "--batch-size", 2]
+    result = succeed("restore", "in", *out, *BLUR, *FAST, "--prior", prior)
+    assert levels == {"grey.png": pytest.approx(3**0.5 * 0.05), "colour.png": 0.05}
+    record = record_of("out/grey.npy")
+    assert record["noise"]["sigma_y"] == 0.05 and record["noise"]["solved_with"] == pytest.approx(3**0.5 * 0.05)
+    assert "0.0866025 in place of 0.05" in result.stderr
+    difference = load("in/grey.png") - operators.get("gaussian_blur:sigma=1").A(load("out/grey.npy")[None])[0]
+    assert record["residual"] == [pytest.approx(float(difference.square().mean().sqrt()) / 0.05, rel=1e-3)]
+
+
+# Which files may be replaced.
+
+
+def test_every_output_is_checked_before_anything_is_computed(folder: Path, prior: Path) -> None:
+    common = ["restore", "clean/a.png", "-o", "x.png", *BLUR, *FAST, "--prior", prior, "--samples", 2]
+    for name in ("x-std.png", "x-sample-2.png", "x.png.json", "x.png"):
+        Path(name).write_text('{"mine": true}')
+        result = invoke(*common)
+        assert result.exit_code == 2 and f"{name} exists and was not written by invdiff" in result.stderr, result.output
+        assert Path(name).read_text() == '{"mine": true}' and len(list(Path.cwd().glob("x*"))) == 1
+        Path(name).unlink()
+    succeed(*common)
+    succeed(*common)
+    Path("x.png.json").write_text('{"mine": true}')
+    assert invoke(*common).exit_code == 2
+    succeed(*common, "--overwrite")
+
+
+def test_a_companion_of_somebody_else_is_not_replaced_beside_an_own_record(folder: Path, prior: Path) -> None:
+    common = ["restore", "clean/a.png", "-o", "x.png", *BLUR, *FAST, "--prior", prior]
+    succeed(*common)
+    Path("x-std.png").write_text("mine")
+    assert "x-std.png exists" in invoke(*common, "--samples", 2).stderr and Path("x-std.png").read_text() == "mine"
+
+
+def test_no_output_is_an_input_or_another_jobs_output(folder: Path, prior: Path) -> None:
+    options = [*BLUR, *FAST, "--prior", prior, "--overwrite"]
+    picture(folder / "in" / "a.png")
+    picture(folder / "in" / "a-std.png", 1)
+    result = invoke("restore", "in/a.png", "in/a-std.png", "-o", "out", *options, "--samples", 2)
+    assert result.exit_code == 2 and "would both be written to out/a-std.png" in result.stderr
+    picture(folder / "x-std.png")
+    result = invoke("restore", "x-std.png", "-o", "x.png", *options, "--samples", 2)
+    assert result.exit_code == 2 and "x-std.png is an input" in result.stderr
+    result = invoke("restore", "clean/a.png", "-o", "in/a.png", *options, "--reference", "in/a.png")
+    assert result.exit_code == 2 and "in/a.png is an input" in result.stderr
+    write_image("mask.png", torch.ones(1, 24, 32))
+    masked = ["--operator", "inpaint:mask=mask.png", "--noise", "0.1", "--overwrite"]
+    result = invoke("degrade", "clean/a.png", "-o", "mask.png", *masked)
+    assert result.exit_code == 2 and "mask.png is an input" in result.stderr
+
+
+def test_sample_does_not_replace_single_files_of_somebody_else(folder: Path, prior: Path) -> None:
+    common = ["sample", "--prior", prior, "-o", "s.png", "--count", 2, "--size", "16", *FAST]
+    Path("s-2.png").write_text("mine")
+    result = invoke(*common)
+    assert result.exit_code == 2 and "s-2.png exists" in result.stderr and Path("s-2.png").read_text() == "mine"
+    Path("s-2.png").unlink()
+    succeed(*common)
+    succeed(*common)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+def test_an_older_result_survives_a_failure(
+    folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    import invdiff.images
+
+    common = ["restore", "clean/a.png", "-o", "out/x.png", *BLUR, *FAST, "--prior", prior, "--samples", 2]
+    succeed(*common)
+    before = {path: path.read_bytes() for path in Path("out").iterdir()}
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(invdiff.images, "write_json", fail)
+    assert invoke(*common, "--seed", 1).exit_code in (1, 130)
+    assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
+
+
+# Comparisons, measurements that are no images, batches, training.
+
+
+def test_a_smaller_measurement_is_compared_with_the_centre_of_the_truth(folder: Path, prior: Path) -> None:
+    valid = ["--operator", "gaussian_blur:sigma=0.4,boundary=valid", "--noise", "0.01"]
+    succeed("degrade", "clean/a.png", "-o", "y.npy", *valid)
+    succeed("restore", "y.npy", "-o", "x.png", *valid, *FAST, "--prior", prior, "--reference", "clean/a.png")
+    y, truth = load("y.npy"), load("clean/a.png")
+    top, left = ((truth.shape[axis] - y.shape[axis]) // 2 for axis in (1, 2))
+    assert top == left > 0
+    error = (y.clamp(0, 1) - truth[:, top : top + y.shape[1], left : left + y.shape[2]]).square().mean()
+    found = record_of("x.png")["metrics"]["degraded"]["psnr"]
+    assert found == pytest.approx(float(-10 * error.log10()), abs=1e-3) and found > 30
+
+
+def test_a_batch_too_large_falls_back_to_single_samples(
+    folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import invdiff.restoration
+
+    sizes = []
+
+    def small_memory(y: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        sizes.append((len(y), options["batch_size"]))
+        if options["batch_size"] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(y, *rest, **options)
+
+    original = invdiff.restoration.restore
+    monkeypatch.setattr(invdiff.restoration, "restore", small_memory)
+    options = [*BLUR, *FAST, "--prior", prior, "--samples", 2, "--batch-size", 8]
+    succeed("restore", "clean/a.png", "-o", "x.png", *options)
+    assert sizes == [(1, 8), (1, 1)]
+    sizes.clear()
+    succeed("restore", "clean/a.png", "clean/b.png", "-o", "out", *options)
+    assert sizes == [(2, 8), (1, 1), (1, 1)]
+
+
+def test_a_measurement_may_be_a_vector(folder: Path) -> None:
+    grey = tiny_prior(folder / "grey-prior", channels=1)
+    matrix = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32) / 8
+    np.save("M.npy", matrix)
+    write_image("a.npy", torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    linear = ["--operator", "linear:matrix=M.npy,shape=1x8x8", "--noise", "0.01"]
+    assert "50 values" in succeed("degrade", "a.npy", "-o", "y.npy", *linear).stdout
+    expected = matrix @ np.load("a.npy").ravel()
+    assert np.load("y.npy").shape == (50,) and np.abs(np.load("y.npy") - expected).max() < 0.06
+    result = succeed("restore", "y.npy", "-o", "x.png", *linear, *FAST, "--prior", grey, "--reference", "a.npy")
+    assert load("x.png").shape == (1, 8, 8) and "PSNR" in result.stdout
+    np.save("vector.npy", np.load("a.npy").ravel())
+    succeed("degrade", "vector.npy", "-o", "z.npy", *linear[:1], "linear:matrix=M.npy", *linear[2:])
+    refused = invoke("degrade", "a.npy", "-o", "y.png", *linear)
+    assert refused.exit_code == 2 and "use .npy" in refused.stderr and not Path("y.png").exists()
+
+
+def test_zero_noise_is_parsed_as_in_python(folder: Path) -> None:
+    succeed("degrade", "clean/a.png", "-o", "same.png", "--operator", "identity", "--noise", "0/255")
+    assert torch.equal(load("same.png"), load("clean/a.png"))
+    assert record_of("same.png")["noise"]["sigma_y"] == 0
+
+
+def test_ctrl_c_before_the_first_step_of_a_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    import invdiff.training.engine
+    from invdiff.training.background import StopFlag
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        with StopFlag() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            while not stop:
+                pass
+
+    monkeypatch.setattr(invdiff.training.engine, "train", interrupted)
+    result = invoke("train", "--data", "clean", "--out", "mine", "--device", "cpu")
+    assert result.exit_code == 130 and "stopped before the first step" in result.stderr, result.output
+    assert "used up" not in result.stderr
 
 
 @pytest.mark.slow

@@ -86,7 +86,6 @@ def fails(code: int, *words: str, arguments: Sequence[object]) -> str:
         ([*RESTORE, "--operator", "gaussian_blur:sigma=-1", "--noise", "0.05"], "> 0"),
         ([*RESTORE, *BLUR, "--solver", "difpir"], "'diffpir'"),
         ([*RESTORE, *BLUR, "--solver", "diffpir:zta=0.1"], "'zeta'"),
-        ([*RESTORE, *BLUR, "--set", "zeta=2"], "<= 1"),
         ([*RESTORE, *BLUR, "--set", "zeta"], "key=value"),
         ([*RESTORE, *BLUR, "--set", "zeta=0.1", "--set", "zeta=0.2"], "twice"),
         ([*RESTORE, *BLUR, "--set", "steps=3"], "both"),
@@ -119,6 +118,10 @@ def fails(code: int, *words: str, arguments: Sequence[object]) -> str:
 )
 def test_wrong_usage_exits_with_2(folder: Path, arguments: list[object], word: str) -> None:
     fails(2, word, arguments=arguments)
+
+
+def test_a_hyperparameter_out_of_range_is_refused_for_the_solver_that_auto_chooses(folder: Path, prior: str) -> None:
+    fails(2, "<= 1", arguments=[*RESTORE, *BLUR, "--prior", prior, "--set", "zeta=2"])
 
 
 @pytest.mark.parametrize(

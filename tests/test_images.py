@@ -19,9 +19,19 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from invdiff import image_decoding, images
+from invdiff import atomic, image_decoding, images
 from invdiff.errors import ImageError, NumericalError, UsageError
-from invdiff.images import atomic_path, fit_channels, list_images, read_image, to_grid, write_image, write_json
+from invdiff.images import (
+    atomic_path,
+    fit_channels,
+    list_images,
+    read_image,
+    read_measurement,
+    to_grid,
+    write_image,
+    write_json,
+    write_measurement,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RANDOM = np.random.default_rng(0)
@@ -496,7 +506,7 @@ def test_a_disk_that_fills_during_the_write_leaves_nothing(tmp_path, monkeypatch
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 @pytest.mark.parametrize("name, bits", [("x.png", 8), ("x.png", 16), ("x.tif", 32), ("x.npy", 32), ("x.jpg", 8)])
 def test_each_encoder_reports_a_really_full_device(tmp_path, monkeypatch, name, bits):
-    monkeypatch.setattr(images.secrets, "token_hex", lambda _: "full")
+    monkeypatch.setattr(atomic.secrets, "token_hex", lambda _: "full")
     (tmp_path / f".x-full{Path(name).suffix}").symlink_to("/dev/full")
     with pytest.raises(ImageError, match="cannot write"):
         write_image(tmp_path / name, torch.rand(3, 300, 300), bits)
@@ -525,6 +535,59 @@ def test_an_atomic_write_follows_a_link_and_keeps_default_permissions(tmp_path):
     assert link.is_symlink() and (tmp_path / "data" / "real.npy").is_file()
     (tmp_path / "plain").write_bytes(b"")
     assert (tmp_path / "data" / "real.npy").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("failing", range(1, 5))
+def test_files_written_together_appear_together_or_the_old_ones_stay(tmp_path, monkeypatch, failing):
+    old = {"a.npy": b"old a", "b.npy": b"old b"}
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+    replace, calls = os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) == failing:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    def write():
+        with images.all_or_nothing():
+            for name in ("a.npy", "b.npy", "c.npy"):
+                write_image(tmp_path / name, torch.zeros(1, 2, 2))
+            assert {name: (tmp_path / name).read_bytes() for name in old} == old
+
+    monkeypatch.setattr(atomic.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+    monkeypatch.undo()
+    write()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npy", "b.npy", "c.npy"]
+    assert read_image(tmp_path / "a.npy").tensor.shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("shape", [(50,), (5, 8, 8), (2, 3, 4, 4), (3, 8, 8), (8, 8)])
+def test_a_measurement_of_any_shape_comes_back_from_npy(tmp_path, shape):
+    def fits(given):
+        if given != shape:
+            raise UsageError(f"not {shape}")
+
+    y = torch.rand(shape)
+    assert write_measurement(tmp_path / "y.npy", y) == 0
+    assert torch.equal(read_measurement(tmp_path / "y.npy", fits).tensor, y)
+    with pytest.raises((ImageError, UsageError)):
+        read_measurement(tmp_path / "y.npy", lambda given: fits((0,)))
+    if len(shape) != 3:
+        with pytest.raises(UsageError, match=r"use \.npy"):
+            write_measurement(tmp_path / "y.png", y)
+
+
+def test_a_measurement_that_is_a_picture_is_read_as_one(tmp_path):
+    np.save(tmp_path / "y.npy", np.zeros((8, 9, 3), np.float32))
+    assert read_measurement(tmp_path / "y.npy", lambda shape: None).tensor.shape == (3, 8, 9)
+    with pytest.raises(NumericalError, match="NaN"):
+        write_measurement(tmp_path / "z.npy", torch.full((4,), torch.nan))
+    assert not (tmp_path / "z.npy").exists()
 
 
 def test_unwritable_places_are_named_with_a_fix(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from invdiff.errors import NumericalError, UsageError
 from invdiff.evaluation import metrics
+from invdiff.evaluation.comparison import as_image, compare
 from invdiff.evaluation.metrics import psnr, ssim
 
 
@@ -138,3 +139,23 @@ def test_ssim_refuses_images_smaller_than_its_window(size):
     x, reference = random_pair((1, 1, *size))
     with pytest.raises(UsageError, match=f"at least 11 x 11 pixels, got {size[0]} x {size[1]}"):
         ssim(x, reference)
+
+
+def test_a_coarser_measurement_is_enlarged_and_a_slightly_smaller_one_is_not():
+    shape = (3, 24, 32)
+    coarse, smaller = torch.rand(3, 6, 8), torch.rand(3, 20, 28)
+    bicubic = torch.nn.functional.interpolate(coarse[None], size=(24, 32), mode="bicubic")[0]
+    assert torch.equal(as_image(coarse, shape), bicubic)
+    assert as_image(smaller, shape) is smaller
+    assert torch.equal(as_image(smaller[:1], shape), smaller[:1].expand(3, -1, -1))
+    none = [torch.rand(50), torch.rand(2, 24, 32), torch.rand(3, 25, 32), torch.rand(3, 12, 8), torch.rand(3, 6, 9)]
+    assert all(as_image(y, shape) is None for y in none)
+
+
+@pytest.mark.parametrize("size", [(20, 28), (24, 28), (21, 29)])
+def test_the_valid_part_is_compared_with_the_centre_of_the_truth(size):
+    truth = torch.rand(3, 24, 32, dtype=torch.float64) * 0.8
+    top, left = (24 - size[0]) // 2, (32 - size[1]) // 2
+    y = truth[:, top : top + size[0], left : left + size[1]] + 0.1
+    assert compare(y, truth, truth).before.psnr == pytest.approx(20)
+    assert compare(torch.rand(50), truth, truth).before is None

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.fft
 import scipy.ndimage
 import skimage.transform
 import torch
 
 from invdiff import operators
 from invdiff.errors import ImageError, InvdiffError, UsageError
-from invdiff.operator import Operator
+from invdiff.operator import KEPT_SHAPES, Operator
 from invdiff.parameters import declarations
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,15 +94,75 @@ def test_reflect_repeats_the_edge_pixel() -> None:
     assert torch.allclose(y, torch.tensor([4.0, 9.0, 14.0], dtype=torch.float64) / 3)
 
 
-def test_symmetric_kernel_takes_the_cosine_basis_and_the_numeric_one_agrees() -> None:
-    from invdiff.operators.separable import axis, axis_matrix
+@pytest.mark.parametrize("size", [(5, 5), (8, 13), (12, 6), (37, 64)], ids=str)
+def test_symmetric_kernels_take_the_cosine_transform_and_the_matrices_agree(size: tuple[int, int]) -> None:
+    from invdiff.operators.cosine import CosineFilter, Cosines
+    from invdiff.operators.separable import Axis, SeparableFilter
 
-    weights = np.full(5, 0.2)
-    made = axis(weights, -2, 1, 12, "reflect")
-    U, V, s = made.U.table.numpy(), made.V.table.numpy(), made.s.numpy()
-    assert np.abs(U * s @ V.T - axis_matrix(weights, -2, 1, 12, "reflect")).max() < ROUNDING
-    exact = np.linalg.svd(made.matrix.table.numpy(), compute_uv=False)
-    assert np.abs(np.sort(s)[::-1] - exact).max() < ROUNDING
+    op, x = operators.get("uniform_blur:size=5"), picture(2, *size)
+    engine = op._engine((2, *size))
+    dense = SeparableFilter(*(Axis(np.full(5, 0.2), -2, 1, n, "reflect") for n in size))
+    assert isinstance(engine, CosineFilter)
+    assert float((op.A(x) - dense.A(x)).abs().max()) < ROUNDING
+    theirs = dense.svd().singular_values.flatten().sort().values
+    assert float((engine.svd().singular_values.flatten().sort().values - theirs).abs().max()) < ROUNDING
+    for n in size:
+        signal = picture(n)
+        coordinates = Cosines(n).forward(signal)
+        assert np.abs(coordinates.numpy() - scipy.fft.dct(signal.numpy(), norm="ortho")).max() < ROUNDING
+        assert float((Cosines(n).inverse(coordinates) - signal).abs().max()) < ROUNDING
+
+
+def tables(obj: object, seen: set[int] | None = None) -> int:
+    """Bytes of all tensors and arrays that an object holds."""
+    seen = set() if seen is None else seen
+    if id(obj) in seen:
+        return 0
+    seen.add(id(obj))
+    if isinstance(obj, (torch.Tensor, np.ndarray)):
+        return obj.nbytes
+    parts = obj if isinstance(obj, (list, tuple)) else list(obj.values()) if isinstance(obj, dict) else []
+    parts = [*parts, *vars(obj).values()] if hasattr(obj, "__dict__") else parts
+    return sum(tables(part, seen) for part in parts)
+
+
+def test_a_large_picture_needs_no_dense_matrix() -> None:
+    # Two matrices a side (A and V) of 1500 and 4 px wide would take 18 MB in float64; a few images take 0.05 MB each.
+    op, x = operators.get("gaussian_blur:sigma=2,size=3"), picture(1, 1500, 4).float()
+    op.prox_l2(x, op.A(x), 2.0), op.solve_data(x, 2.0, 1.0)
+    assert tables(op._cache) < 20 * x.nbytes
+
+
+def test_a_measurement_alone_makes_no_decomposition(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.linalg, "svd", lambda *args, **more: pytest.fail("decomposed"))
+    op = operators.get("gaussian_blur:boundary=zero")
+    op.A_adjoint(op.A(picture(1, 20, 24)))
+
+
+@pytest.mark.parametrize("spec", ["gaussian_blur:sigma=1,boundary=zero", "motion_blur:length=3,angle=20", "inpaint"])
+def test_a_folder_of_mixed_sizes_does_not_fill_the_memory(spec: str) -> None:
+    op = operators.get(spec)
+    held = []
+    for size in range(12, 24):
+        x = picture(1, size, 30)
+        op.prox_l2(x, op.A(x), 2.0)
+        held.append(tables(op._cache))
+    # Four shapes at a time, the largest of them twice as large as the first.
+    assert held[-1] <= 2.5 * held[3], held
+    kinds = [key[0] for key in op._cache if isinstance(key, tuple)]
+    assert kinds and max(kinds.count(kind) for kind in kinds) == KEPT_SHAPES
+
+
+def test_the_shapes_used_last_are_kept() -> None:
+    op, made = operators.get("identity"), []
+    for size in (1, 2, 3, 4, 1, 5, 1, 2):
+        op.cached(("table", (size,)), lambda size=size: made.append(size))
+    op.cached("file", lambda: made.append("file"))
+    for size in range(10, 20):
+        op.cached(("table", (size,)), lambda: None)
+    op.cached("file", lambda: made.append("again"))
+    # 1 was used again before 5 came, so that 2 went.
+    assert made == [1, 2, 3, 4, 5, 2, "file"]
 
 
 def motion(**parameters: object) -> np.ndarray:
@@ -244,6 +306,13 @@ def test_grayscale_is_the_luma() -> None:
     assert np.abs(operators.get("grayscale").A(x)[0, 0].numpy() - theirs).max() < 1e-15
 
 
+def test_luma_weights_are_written_once() -> None:
+    from invdiff import images
+    from invdiff.operators import grayscale
+
+    assert grayscale.LUMA is images.LUMA
+
+
 def test_linear_takes_any_trailing_shape() -> None:
     M = torch.from_numpy(np.random.default_rng(0).standard_normal((3, 12)))
     op, x = operators.Linear(M, shape=(3, 2, 2)), picture(3, 2, 2)
@@ -292,6 +361,40 @@ def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(operators.get("same"), operators.Identity)
     with pytest.raises(UsageError, match="two operators are called 'same'"):
         operators.register("same", "elsewhere:Thing")
+
+
+def test_the_recipe_for_an_operator_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONTRIBUTING's example, taken from the page itself, as a plug-in of another package."""
+    from laws import test_operator_laws as laws
+
+    import invdiff
+    from invdiff.priors.gaussian import GaussianPrior
+
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Add an operator")[2]
+    code = textwrap.dedent(page.partition("```python\n")[2].partition("```")[0])
+    assert "class Flip(Operator)" in code
+    (tmp_path / "my_flip_plug_in.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(operators.REGISTRY, "_entries", dict(operators.REGISTRY._entries))
+    operators.register("flip", "my_flip_plug_in:Flip")
+    op, shape = operators.get("flip:gain=1.5"), (2, 4, 5)
+    assert op.spec == "flip:gain=1.5" and torch.equal(
+        operators.get("flip").A(picture(*shape)), picture(*shape).flip(-1)
+    )
+    for law in (laws.linearity, laws.adjoint, laws.normal_maps):
+        assert law(op, shape) <= laws.ROUNDING and law(op.H, shape) <= laws.ROUNDING
+    for law in (laws.prox, laws.data_solve, laws.separate, laws.pseudo_inverse):
+        assert law(op, shape) <= 4e-11 and law(op.H, shape) <= 4e-11
+    assert abs(op.norm(shape) - 1.5) < 1e-12
+    with pytest.raises(UsageError, match=r"flip: gain='0' must be > 0"):
+        operators.get("flip:gain=0")
+
+    prior = GaussianPrior(torch.full(shape, 0.5), 0.04)
+    x = picture(*shape).float()
+    solution = invdiff.restore(op.A(x), "flip:gain=1.5", 0.01, prior, solver="diffpir", steps=10)
+    # Posterior of N(0.5, 0.2^2) and y / 1.5 known to 0.01 / 1.5: within 5 deviations of the truth.
+    assert float((solution.samples[0] - x).abs().max()) < 5 * 0.01 / 1.5 + 0.01
+    assert solution.operator["spec"] == "flip:gain=1.5"
 
 
 SMALL = (3, 16, 16)
@@ -367,6 +470,8 @@ def test_messages_about_files_and_arrays(tmp_path: Path) -> None:
             operators.KernelBlur(kernel=bad)
     with pytest.raises(UsageError, match="black everywhere"):
         operators.Inpaint(mask=np.zeros((4, 4)))
+    with pytest.raises(UsageError, match=r"linear: matrix=None is not a file, tensor or array of numbers"):
+        operators.Linear(None)
     with pytest.raises(UsageError, match=r"matrix has shape \(4,\)"):
         operators.Linear(np.ones(4))
     with pytest.raises(UsageError, match=r"shape=2x2 has 4 values but the matrix is 3x5"):

@@ -185,6 +185,62 @@ def test_exact_laws(case: Case, law: str) -> None:
 
 
 @every_operator
+@pytest.mark.parametrize("law", [*EXACT, *OF_THE_SVD])
+def test_laws_of_the_adjoint(case: Case, law: str) -> None:
+    op = case.build()
+    adjoint_of, shape = op.H, op.measurement_shape(case.shape)
+    assert adjoint_of.H is op and adjoint_of.linear and adjoint_of.has_svd == op.has_svd
+    x, y = image(case.shape), measurement(op, case.shape)
+    assert torch.equal(adjoint_of.A(y), op.A_adjoint(y)) and torch.equal(adjoint_of.A_adjoint(x), op.A(x))
+    assert adjoint_of.measurement_shape(shape) == case.shape and adjoint_of.image_shape(case.shape) == shape
+    assert pickle.loads(pickle.dumps(adjoint_of)) == adjoint_of != op
+    if law in OF_THE_SVD and not op.has_svd:
+        return
+    allowed = ROUNDING
+    if not op.has_svd and law in ("prox", "data_solve", "separate"):
+        allowed = 1e-12 * (1 + GAMMA * float(torch.linalg.matrix_norm(dense(op, case.shape), 2)) ** 2) * 4
+    error = {**EXACT, **OF_THE_SVD}[law](adjoint_of, shape)
+    assert error <= allowed, f"{case.label}: {law} of the adjoint is off by {error:.2e} > {allowed:.2e}"
+
+
+@every_operator
+def test_the_defaults_serve_the_adjoint(case: Case) -> None:
+    """With the closed forms hidden: A_dagger of A^T is the transpose of A's, and prox_l2, solve_data still hold."""
+    op = iterative(case.build()).H
+    shape = op.image_shape(case.shape)
+    k = condition(op, shape)
+    assert not op.has_svd and pseudo_inverse(op, shape) <= 4e-12 * k**2
+    allowed = 4e-12 * (1 + GAMMA * float(torch.linalg.matrix_norm(dense(op, shape), 2)) ** 2)
+    assert prox(op, shape) <= allowed and data_solve(op, shape) <= allowed
+
+
+def test_a_nonlinear_operator_has_no_adjoint() -> None:
+    class Square(Operator):
+        linear = False
+
+    with pytest.raises(UsageError, match="not linear, so it has no adjoint"):
+        _ = Square().H
+
+
+def test_the_adjoint_iterates_where_u_is_not_known_to_be_orthonormal() -> None:
+    class Half(type(operators.get("inpaint"))):
+        """U vanishes where s = 0, which the contract allows."""
+
+        orthonormal_U = False
+
+        def svd(self, shape: Shape) -> SVD:
+            svd = super().svd(shape)
+            return replace(svd, U=lambda c: self.observed(shape) * c, U_adjoint=lambda y: self.observed(shape) * y)
+
+    op, shape = Half(keep=0.4), (1, 4, 5)
+    assert svd_orthonormal(op, shape) <= ROUNDING and not op.H.has_svd
+    assert prox(op.H, shape) <= ROUNDING and data_solve(op.H, shape) <= ROUNDING
+    # The twin: swapped all the same, V^T V = I is broken.
+    Half.orthonormal_U = True
+    assert svd_orthonormal(op.H, shape) > 1e-3
+
+
+@every_operator
 @pytest.mark.parametrize("law", OF_THE_SVD)
 def test_laws_of_the_decomposition(case: Case, law: str) -> None:
     op = case.build()

@@ -1,4 +1,4 @@
-"""Comparing a degraded and a restored image with the truth: for `restore --reference` and `demo`."""
+"""A degraded and a restored image against the truth: what `restore --reference`, `demo` and the benchmarks report."""
 
 from __future__ import annotations
 
@@ -61,26 +61,38 @@ def score(x: torch.Tensor, truth: torch.Tensor) -> Score:
 
 
 def as_image(y: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
-    """A measurement y seen as an image (C, H, W) of this shape: as it is, or enlarged by bicubic interpolation, or grey
-    for colour. None if y is no picture of the scene (a spectrum, a sinogram)."""
+    """A measurement y seen as an image (C, h, w) beside one of this shape (C, H, W); grey becomes colour where C asks.
+
+    Sampled coarser (h, w the same whole fraction of H, W): enlarged to H x W by bicubic interpolation. Slightly smaller
+    (boundary=valid): as it is, the centre window that `window` cuts out of the truth. None if y is no picture of the
+    scene (a vector, a spectrum, a sinogram).
+    """
     from torch.nn import functional
 
     if y.ndim != 3 or y.shape[0] not in (1, shape[0]) or not y.is_floating_point():
         return None
     if y.shape[0] == 1:
         y = y.expand(shape[0], -1, -1)
-    if tuple(y.shape) == tuple(shape):
-        return y
-    vertical, horizontal = shape[1] / y.shape[1], shape[2] / y.shape[2]
-    if vertical < 1 or not math.isclose(vertical, horizontal, rel_tol=0.02):
-        return None
-    return functional.interpolate(y[None], size=tuple(shape[1:]), mode="bicubic", align_corners=False)[0]
+    (height, width), (full_height, full_width) = y.shape[1:], shape[1:]
+    if full_height % height == 0 and full_width % width == 0 and full_height // height == full_width // width:
+        size = (full_height, full_width)
+        return y if size == (height, width) else functional.interpolate(y[None], size=size, mode="bicubic")[0]
+    # a kernel wider than half the image leaves too little to call it the same picture
+    slightly = full_height / 2 < height <= full_height and full_width / 2 < width <= full_width
+    return y if slightly else None
+
+
+def window(truth: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """The part of the truth (C, H, W) that a picture (C, h, w) shows: its centre, from row (H - h) // 2 on."""
+    top, left = ((full - part) // 2 for full, part in zip(truth.shape[1:], shape[1:], strict=True))
+    return truth[:, top : top + shape[1], left : left + shape[2]]
 
 
 def compare(y: torch.Tensor, restored: torch.Tensor, truth: torch.Tensor) -> Comparison:
-    """y (C', H', W') and restored (C, H, W) against the truth (C, H, W)."""
+    """y (measurement shape) and restored (C, H, W) against the truth (C, H, W)."""
     degraded = as_image(y, tuple(restored.shape))
-    return Comparison(None if degraded is None else score(degraded, truth), score(restored, truth))
+    before = None if degraded is None else score(degraded, window(truth, tuple(degraded.shape)))
+    return Comparison(before, score(restored, truth))
 
 
 def fit_reference(

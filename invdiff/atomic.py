@@ -1,0 +1,98 @@
+"""Files that are written whole or not at all: one, or several together."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+
+from invdiff.errors import ImageError
+
+_OS_FIXES = {errno.ENOSPC: "Free some space or write to another disk.", errno.EDQUOT: "Free some of your disk quota."}
+_OS_FIXES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to.")
+_OS_FIXES |= dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "A part of this path is a file, not a folder.")
+
+_pending: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("pending", default=None)
+
+
+@contextlib.contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Files that this block writes through `atomic_path` appear together at its end, or none does.
+
+    Until then they are temporary files beside their places, so that older files there survive any failure, Ctrl-C
+    included; should one of the final renames fail, those done before it are undone.
+    """
+    written: list[tuple[Path, Path]] = []
+    token = _pending.set(written)
+    try:
+        yield
+        _rename_all(written)
+    finally:
+        _pending.reset(token)
+        for temporary, _ in written:
+            _remove(temporary)
+
+
+def _rename_all(files: Sequence[tuple[Path, Path]]) -> None:
+    kept = [(target, temporary.with_name(f"{temporary.name}.old"), target.exists()) for temporary, target in files]
+    tried = 0
+    try:
+        for (temporary, target), (_, older, existed) in zip(files, kept, strict=True):
+            tried += 1
+            with _explained(target):
+                if existed:
+                    os.replace(target, older)
+                os.replace(temporary, target)
+    except BaseException:
+        for target, older, existed in reversed(kept[:tried]):
+            if older.exists():
+                os.replace(older, target)
+            elif not existed:
+                _remove(target)
+        raise
+    for _, older, _ in kept:
+        _remove(older)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # no such folder, for instance: another error is the one to show
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        fix = _OS_FIXES.get(error.errno or 0, f"Check the space and the permissions of {Path(path).parent}.")
+        raise ImageError(f"cannot write {path}: {error.strerror or error}. {fix}") from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a temporary path beside it, which becomes `path` when the block ends
+    (inside `all_or_nothing`: when that block ends).
+
+    The temporary file has the same extension and is removed upon any exception, Ctrl-C included; what stood at `path`
+    stays until then. Missing folders are created, and a link is written through. An OSError becomes an ImageError that
+    names the path and the fix.
+    """
+    target, pending = Path(os.path.realpath(path)), _pending.get()
+    temporary = target.with_name(f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}")
+    try:
+        with _explained(path):
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, "it is a folder")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if pending is not None:
+                pending.append((temporary, target))
+            yield temporary
+            if pending is None:
+                os.replace(temporary, target)
+    finally:
+        if pending is None:
+            _remove(temporary)
