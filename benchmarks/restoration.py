@@ -35,6 +35,9 @@ def main() -> None:
     parser.add_argument("--prior", default="natural")
     parser.add_argument("--data", required=True)
     parser.add_argument("--limit", type=int, default=3)
+    parser.add_argument(
+        "--skip", type=int, default=0, help="images to leave out at the start (defaults were chosen there)"
+    )
     parser.add_argument("--crop", type=int, help="centre crop of this side")
     parser.add_argument("--noise", default="0.05")
     parser.add_argument("--operator", action="append")
@@ -46,7 +49,10 @@ def main() -> None:
     arguments = parser.parse_args()
 
     prior = resolve_prior(arguments.prior, arguments.device, arguments.precision)
-    images = [(path.name, read_image(path).tensor) for path in list_images([arguments.data])[: arguments.limit]]
+    images = [
+        (path.name, read_image(path).tensor)
+        for path in list_images([arguments.data])[arguments.skip :][: arguments.limit]
+    ]
     head = [
         "| operator | solver | calls | PSNR before | PSNR after | gain | SSIM before | SSIM after | residual | s/image |",
         "|---|---|---|---|---|---|---|---|---|---|",

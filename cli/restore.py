@@ -44,7 +44,7 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     "--solver",
     metavar="SPEC",
     default="auto",
-    help="NAME or NAME:key=value,... (`invdiff solvers list`); auto chooses by operator and noise.",
+    help="NAME or NAME:key=value,... (`invdiff solvers list`); auto chooses by operator.",
 )
 @click.option(
     "--steps",

@@ -122,7 +122,9 @@ def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto") -> 
     if isinstance(prior, Prior):
         for name, value in (("device", device), ("precision", precision)):
             if value != "auto":
-                raise UsageError(f"{name}={value!r} does not move a Prior that is already loaded; give it to load_prior")
+                raise UsageError(
+                    f"{name}={value!r} does not move a Prior that is already loaded; give it to load_prior"
+                )
         return prior
     from invdiff.priors import load_prior
 

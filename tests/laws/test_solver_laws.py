@@ -150,7 +150,7 @@ ACTING = [
     ("pigdm", "data_std", 0.52),
     ("pigdm", "weight", 0.95),
     ("diffpir", "zeta", 0.95),
-    ("diffpir", "lam", 2.1),
+    ("diffpir", "lam", 0.75),
     ("dps", "limit", 0.95),
     ("dps", "eta", 0.95),
     ("dps:eta=0,weight=0.01", "weight", 0.0105),
@@ -234,7 +234,7 @@ PINNED = {
     "ddnm": (0.0824, 0.7293, 0.3288),
     "pigdm": (0.1121, 0.9124, 0.5122),
     "diffpir:zeta=0.3,lam=7": (2.1662, 0.8770, 0.6321),
-    "diffpir": (0.7387, 0.4777, 0.2651),
+    "diffpir": (0.3578, 0.4777, 0.1357),
     "dps": (0.0, 0.9200, 0.5208),
 }
 BIAS_NOISE = 0.15
