@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -25,12 +24,12 @@ class Solved:
 
 def dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Inner product of each sample: (B, ...) x (B, ...) -> (B, 1, .., 1)."""
-    return (a * b).flatten(1).sum(1).reshape(-1, *([1] * (a.ndim - 1)))
+    return over((a * b).flatten(1).sum(1), a)
 
 
-def conjugate_gradients(apply: Map, b: torch.Tensor, **options: Any) -> torch.Tensor:
-    """The x of `solve`, for those who need no account of how well it went."""
-    return solve(apply, b, **options).x
+def over(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """One value for each sample, in any shape of B numbers, as (B, 1, .., 1): broadcasts over x (B, ...)."""
+    return values.reshape(-1, *([1] * (x.ndim - 1)))
 
 
 def solve(

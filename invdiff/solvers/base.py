@@ -137,6 +137,11 @@ def denoise_with_vjp(
     return clean.detach(), pull_back
 
 
+def root_abar(sigma: float) -> float:
+    """sqrt(abar) of DDPM at the level sigma on [0, 1], which is 2 sigma on [-1, 1]: for papers that scale x by it."""
+    return float(1 / (1 + (2 * sigma) ** 2) ** 0.5)
+
+
 def spectral_measurement(problem: Problem, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(y_bar, tau, measured) in the singular coordinates of A: y_bar = U^T y / s, its noise tau = sigma_y / s, and where
     s > 0. Elsewhere y_bar is 0 and tau is 1. In the dtype and on the device of `like`."""

@@ -21,11 +21,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot
+from invdiff.linalg import dot, over
 from invdiff.parameters import parameter
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp
+from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp, root_abar
 from invdiff.solvers.transitions import DDIM
 
 
@@ -48,18 +48,13 @@ class DPS(Solver):
             clean, pull_back = denoise_with_vjp(prior, x, sigma)
             r = y - A.A(clean)
             norm = dot(r, r).sqrt()
-            gradient = -pull_back(A.A_vjp(clean, r / _like(norm, r).clamp(min=1e-12)))  # grad ||r||
-            scale = w / 2 * ((1 + 4 * sigma**2) * (1 + 4 * next_sigma**2)) ** 0.5
+            gradient = -pull_back(A.A_vjp(clean, r / over(norm, r).clamp(min=1e-12)))  # grad ||r||
+            scale = w / (2 * root_abar(sigma) * root_abar(next_sigma))
             # Newton's step on ||r|| along its gradient has length ||r|| / ||grad||^2 in units of the gradient.
-            newton = _like(norm, gradient) / dot(gradient, gradient).clamp(min=1e-24)
+            newton = over(norm, gradient) / dot(gradient, gradient).clamp(min=1e-24)
             return Estimate(clean, clean, shift=-torch.clamp(self.limit * newton, max=scale) * gradient)
 
         return guided
 
     def transition(self, problem: Problem) -> Transition:
         return DDIM(self.eta)
-
-
-def _like(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Per-sample values (B, 1, ..) reshaped to broadcast over x."""
-    return values.reshape(-1, *([1] * (x.ndim - 1)))

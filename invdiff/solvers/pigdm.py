@@ -28,7 +28,7 @@ import torch
 from invdiff.parameters import parameter
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp
+from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp, root_abar
 from invdiff.solvers.transitions import DDIM
 
 
@@ -51,7 +51,7 @@ class PiGDM(Solver):
             r2 = sigma**2 * nu / (sigma**2 + nu)
             clean, pull_back = denoise_with_vjp(prior, x, sigma)
             g = pull_back(A.A_adjoint(A.solve_data(y - A.A(clean), r2, problem.sigma_y**2)))
-            return Estimate(clean, clean, shift=self.weight * r2 * (1 + 4 * next_sigma**2) ** 0.5 * g)
+            return Estimate(clean, clean, shift=self.weight * r2 / root_abar(next_sigma) * g)
 
         return guided
 
