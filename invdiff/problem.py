@@ -40,7 +40,9 @@ def check_images(x: Any, what: str) -> torch.Tensor:
     if x.ndim < 2 or x.numel() == 0:
         raise UsageError(f"{what} needs a batch dimension, e.g. (B, C, H, W); got shape {tuple(x.shape)}")
     if not torch.isfinite(x).all():
-        raise UsageError(f"{what} contains NaN or infinity; clean it first, or mask those values with inpaint")
+        raise UsageError(
+            f"{what} contains NaN or infinity; set those values to 0 and mask them with inpaint, or measure again"
+        )
     return x
 
 
@@ -48,7 +50,7 @@ def check_images(x: Any, what: str) -> torch.Tensor:
 class Problem:
     """Y = A(X) + sigma_y Z.
 
-    operator: A; y: measurement (B, *measurement shape); sigma_y: noise standard deviation in [0, 1] units;
+    operator: A; y: measurement (B, *measurement shape), set to 0 where the operator observes nothing; sigma_y: noise standard deviation in [0, 1] units;
     image_shape: shape of one x without batch; truth: the clean x (B, *image_shape) where it is known.
     """
 
@@ -57,6 +59,12 @@ class Problem:
     sigma_y: float
     image_shape: Shape
     truth: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        mask = self.operator.observed(self.image_shape)
+        if mask is not None:
+            # A file may hold anything where nothing was measured, white holes say; no solver may see it.
+            object.__setattr__(self, "y", self.y * mask.to(self.y))
 
     @classmethod
     def from_measurement(cls, y: torch.Tensor, operator: Any, noise: Any) -> Problem:
@@ -85,10 +93,7 @@ class Problem:
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         """||y - A x|| / (sigma_y sqrt(m)) of each x (B, ...): about 1 when the noise is explained. Shape (B,)."""
-        mask = self.operator.observed(self.image_shape)
         difference = self.y - self.operator.A(x)
-        if mask is not None:
-            difference = difference * mask.to(difference)
         m = max(1, self.operator.measured_count(self.image_shape))
         return difference.flatten(1).norm(dim=1) / (self.sigma_y * m**0.5)
 

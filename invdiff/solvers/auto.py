@@ -7,7 +7,7 @@
 
 The choice is the same for every noise level: at sigma_y = 0.01, 0.05 and 0.1 the same solver restores best (within 0.1 dB),
 because the data step of each weighs the measurement by sigma_y itself. Chosen on the first three photographs of CBSD68;
-docs/tables/solvers.md compares them on others.
+docs/tables/solvers.md, noise-0.01.md and noise-0.1.md compare them on others.
 """
 
 from __future__ import annotations

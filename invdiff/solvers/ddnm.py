@@ -17,7 +17,7 @@ Differs from the paper:
 - in the coordinate x = x_0 + sigma n, images in [0, 1];
 - the step is DDIM's with the share eta of fresh noise. The paper's eq. 18 and 19 bound lambda with the DDPM posterior, whose
   mean keeps a part of x_t: there the one noise of y enters again at every step and adds up, and strong blur with noise
-  diverges (sigma = 2 pixels, noise 0.05, 20 steps: 6 dB PSNR).
+  diverges.
 """
 
 from __future__ import annotations

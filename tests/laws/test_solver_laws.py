@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -329,6 +330,24 @@ def test_solver_refuses_and_names_those_that_work() -> None:
     problem, prior, _ = make_problem("motion_blur:length=2,angle=30,boundary=reflect")
     with pytest.raises(UsageError, match=r"ddrm needs a singular value decomposition.*diffpir, dps, pigdm"):
         invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=prior, solver="ddrm")
+
+
+@pytest.mark.parametrize("solver_spec", SOLVERS)
+def test_unmeasured_places_may_hold_anything(solver_spec: str) -> None:
+    """White holes in a file restore exactly as black ones, and the residual counts measured values only."""
+    problem, prior, _ = make_problem("inpaint:keep=0.6,seed=1")
+    holes = 1 - problem.operator.observed(problem.image_shape)
+    settings = dict(operator=problem.operator, noise=SIGMA_Y, prior=prior, solver=solvers.get(solver_spec, steps=3))
+    black = invdiff.restore(problem.y, **settings)
+    white = invdiff.restore(problem.y + holes, **settings)
+    assert torch.equal(black.samples, white.samples) and torch.equal(black.residual, white.residual)
+
+
+def test_documented_biases_are_the_pinned_ones() -> None:
+    """The table of docs/solvers.md shows PINNED, rounded."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "solvers.md").read_text()
+    for spec, numbers in PINNED.items():
+        assert f"| `{spec}` | {' | '.join(f'{number:.2f}' for number in numbers)} |" in page, spec
 
 
 def test_function_evaluations_are_counted() -> None:
