@@ -50,8 +50,9 @@ def check_images(x: Any, what: str) -> torch.Tensor:
 class Problem:
     """Y = A(X) + sigma_y Z.
 
-    operator: A; y: measurement (B, *measurement shape), set to 0 where the operator observes nothing; sigma_y: noise standard deviation in [0, 1] units;
-    image_shape: shape of one x without batch; truth: the clean x (B, *image_shape) where it is known.
+    operator: A; y: measurement (B, *measurement shape), set to 0 where the operator observes nothing;
+    sigma_y: noise standard deviation in [0, 1] units; image_shape: shape of one x without batch;
+    truth: the clean x (B, *image_shape) where it is known.
     """
 
     operator: Operator
