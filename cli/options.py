@@ -159,7 +159,7 @@ prior_option = click.option(
     "--prior",
     metavar="PRIOR",
     default="natural",
-    help="A shipped prior's name (`invdiff prior list`), a diffusers folder, or a Hugging Face id.",
+    help="A shipped prior's name (`invdiff prior list`), a diffusers folder, a guided-diffusion .pt, or a Hugging Face id.",
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 

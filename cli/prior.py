@@ -1,4 +1,4 @@
-"""`invdiff prior`: which priors are there, and what is in a checkpoint."""
+"""`invdiff prior`: which priors are there, what is in a checkpoint, and how one comes in, is checked and goes out."""
 
 from __future__ import annotations
 
@@ -11,17 +11,27 @@ from . import options, tables
 EXAMPLES = """
 invdiff prior list
 invdiff prior info natural
-invdiff prior info runs/mine
+invdiff prior import ffhq_10m.pt -o priors/ffhq
+invdiff prior verify priors/ffhq
+invdiff prior elbo natural --data photos
+invdiff prior export runs/mine -o mine-fp16 --precision fp16
+invdiff prior push mine-fp16 owner/name
 """
 
+COMMANDS = {
+    "list": "invdiff.cli.prior:list_priors",
+    "info": "invdiff.cli.prior:prior_info",
+    "import": "invdiff.cli.prior_import:import_prior",
+    "export": "invdiff.cli.prior_export:export_prior",
+    "verify": "invdiff.cli.prior_verify:verify_prior",
+    "elbo": "invdiff.cli.elbo:elbo",
+    "push": "invdiff.cli.prior_push:push_prior",
+}
 
-@click.command(
-    cls=options.LazyGroup,
-    commands={"list": "invdiff.cli.prior:list_priors", "info": "invdiff.cli.prior:prior_info"},
-    epilog=EXAMPLES,
-)
+
+@click.command(cls=options.LazyGroup, commands=COMMANDS, epilog=EXAMPLES)
 def prior() -> None:
-    """Show the trained priors."""
+    """Show, import, check, measure and publish trained priors."""
 
 
 @click.command("list", cls=options.Command, epilog="invdiff prior list")
@@ -46,7 +56,7 @@ def list_priors() -> None:
 def prior_info(prior: str, as_json: bool) -> None:
     """What a checkpoint is: network, schedule, size, cost, hash and training recipe.
 
-    PRIOR: a shipped name, a diffusers folder or a Hugging Face id (default: natural).
+    PRIOR: a shipped name, a diffusers folder, a guided-diffusion file or a Hugging Face id (default: natural).
     """
     from invdiff.priors import describe_checkpoint
 

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from invdiff.priors.base import Prior
     from invdiff.priors.bridge import DeepinvPrior
+    from invdiff.priors.export import write_folder
     from invdiff.priors.gaussian import GaussianPrior
-    from invdiff.priors.loading import describe_checkpoint, load_prior, shipped
+    from invdiff.priors.loading import describe_checkpoint, load_prior, open_checkpoint, shipped
     from invdiff.priors.mixture import GaussianMixturePrior
     from invdiff.priors.network import NetworkPrior
+    from invdiff.priors.verify import verify_prior
 
 _HOMES = {
     "Prior": "base",
@@ -22,6 +24,9 @@ _HOMES = {
     "load_prior": "loading",
     "shipped": "loading",
     "describe_checkpoint": "loading",
+    "open_checkpoint": "loading",
+    "write_folder": "export",
+    "verify_prior": "verify",
 }
 __all__ = [
     "DeepinvPrior",
@@ -31,7 +36,10 @@ __all__ = [
     "Prior",
     "describe_checkpoint",
     "load_prior",
+    "open_checkpoint",
     "shipped",
+    "verify_prior",
+    "write_folder",
 ]
 
 

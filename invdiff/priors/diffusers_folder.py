@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -31,46 +31,32 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 @dataclass(frozen=True)
-class DiffusersFolder:
-    """What a folder says about its network: configuration, weight files, schedule. The weights are read on demand."""
+class Checkpoint:
+    """A UNet2DModel and the schedule it was trained with; where its weights come from is a subclass's business.
 
-    folder: Path
+    path: the folder or file; config: the keyword arguments of UNet2DModel, which come from config_path;
+    weights: the files that hold the weights; scheduler: what scheduler_config.json says, schedule and prediction: what
+    it means.
+    """
+
+    format: ClassVar[str] = ""
+
+    path: Path
     config_path: Path
     config: dict[str, Any]
     weights: tuple[Path, ...]
+    scheduler: dict[str, Any]
     schedule: Schedule
     prediction: str
-    schedule_name: str
 
-    @classmethod
-    def open(cls, folder: Path) -> DiffusersFolder:
-        """Check every file and setting. Layouts: model_index.json + unet/ + scheduler/, or config.json and weights in
-        the folder itself with scheduler_config.json in it, in scheduler/ or in ../scheduler/.
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights under UNet2DModel's names, in the dtype they are stored in. Raises CheckpointError."""
+        raise NotImplementedError
 
-        Raises CheckpointError that names the missing files, or says what about the content is not supported.
-        """
-        flat = (folder / "config.json").is_file() and not (folder / "unet").is_dir()
-        unet = folder if flat else folder / "unet"
-        places = (
-            [folder / "scheduler", folder] if not flat else [folder, folder / "scheduler", folder.parent / "scheduler"]
-        )
-        found = (place / "scheduler_config.json" for place in places)
-        scheduler_path = next((path for path in found if path.is_file()), places[0] / "scheduler_config.json")
-        weights = find_weights(unet)
-        needed = [unet / "config.json", scheduler_path, *weights]
-        if not flat:
-            needed.insert(0, folder / "model_index.json")
-        missing = [str(path.relative_to(folder)) for path in needed if not path.is_file()]
-        if missing:
-            raise CheckpointError(f"{folder}: not a complete diffusers checkpoint, missing {', '.join(missing)}")
-        if (folder / "model_index.json").is_file():
-            _check_index(folder / "model_index.json", read_json(folder / "model_index.json"))
-        config = read_json(unet / "config.json")
-        _check_network(unet / "config.json", config)
-        scheduler = read_json(scheduler_path)
-        schedule, prediction = _check_scheduler(scheduler_path, scheduler)
-        name = "trained_betas" if scheduler.get("trained_betas") else str(scheduler.get("beta_schedule", "linear"))
-        return cls(folder, unet / "config.json", config, weights, schedule, prediction, name)
+    @property
+    def schedule_name(self) -> str:
+        name = self.scheduler.get("beta_schedule", "linear")
+        return "trained_betas" if self.scheduler.get("trained_betas") else str(name)
 
     @property
     def channels(self) -> int:
@@ -103,33 +89,21 @@ class DiffusersFolder:
                     digest.update(chunk)
         return digest.hexdigest()
 
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights, as stored. Raises CheckpointError unless they are tensors of finite numbers."""
-        state: dict[str, torch.Tensor] = {}
-        for path in self.weights:
-            part = load_tensors(path)
-            if not isinstance(part, dict) or not all(isinstance(value, torch.Tensor) for value in part.values()):
-                raise CheckpointError(f"{path}: holds no state dict (name -> tensor)")
-            state |= part
-        for name, value in state.items():
-            if value.is_floating_point() and not torch.isfinite(value).all():
-                raise CheckpointError(f"{self.weights[0]}: weight {name} holds NaN or infinity")
-        return {_current_name(name): value for name, value in state.items()}
-
     def network(self, state: dict[str, torch.Tensor] | None = None) -> Any:
         """The UNet2DModel in float32 with exactly these weights. Raises CheckpointError if they do not fit."""
         network = self._skeleton()
         state = self.state_dict() if state is None else state
         self._check_fit(network.state_dict(), state)
-        network.load_state_dict(state, strict=True)
+        widened = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        network.load_state_dict(widened, strict=True, assign=True)
         return network.eval()
 
     def _skeleton(self) -> Any:
+        """The network without weights (on the meta device), so that none are drawn only to be replaced."""
         with explain_import_failure():
             from diffusers import UNet2DModel
         try:
-            # Layers draw their first weights from the global generator; fork_rng leaves it as it was.
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 return UNet2DModel.from_config(self.config)
         except Exception as error:  # whatever its constructor makes of a wrong value
             reason = first_line(error)
@@ -146,16 +120,19 @@ class DiffusersFolder:
             ("unexpected", [name for name in state if name not in expected]),
             ("wrong shape:", shapes),
         ]
-        said = [f"{what} {_first_few(names)}" for what, names in problems if names]
+        said = [f"{what} {first_few(names)}" for what, names in problems if names]
         if said:
-            raise CheckpointError(f"{self.weights[0]} does not fit {self.config_path}: {'; '.join(said)}")
+            weights = self.weights[0]
+            what = "its weights make no U-Net" if weights == self.config_path else f"does not fit {self.config_path}"
+            raise CheckpointError(f"{weights}{':' if weights == self.config_path else ''} {what}: {'; '.join(said)}")
 
     def describe(self) -> dict[str, Any]:
         """Plain data for people and provenance; the keys are those of `describe_checkpoint`."""
         state = self.state_dict()
         network = self.network(state)
-        facts: dict[str, Any] = {
-            "path": str(self.folder),
+        return {
+            "path": str(self.path),
+            "format": self.format,
             "parameters": sum(parameter.numel() for parameter in network.parameters()),
             "size_mib": round(sum(path.stat().st_size for path in self.weights) / 2**20, 2),
             "dtype": ", ".join(sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})),
@@ -172,10 +149,68 @@ class DiffusersFolder:
             "flop_per_pixel": flop_per_pixel(network, self.channels, self.multiple),
             "sha256": self.sha256(),
         }
-        recipe = self.folder / "recipe.json"
-        if recipe.is_file():
-            facts["recipe"] = read_json(recipe)
+
+
+@dataclass(frozen=True)
+class DiffusersFolder(Checkpoint):
+    """What a folder says about its network: configuration, weight files, schedule. The weights are read on demand."""
+
+    format: ClassVar[str] = "diffusers folder"
+
+    @classmethod
+    def open(cls, folder: Path) -> DiffusersFolder:
+        """Check every file and setting. Layouts: model_index.json + unet/ + scheduler/, or config.json and weights in
+        the folder itself with scheduler_config.json in it, in scheduler/ or in ../scheduler/.
+
+        Raises CheckpointError that names the missing files, or says what about the content is not supported.
+        """
+        flat = (folder / "config.json").is_file() and not (folder / "unet").is_dir()
+        unet = folder if flat else folder / "unet"
+        places = (
+            [folder / "scheduler", folder] if not flat else [folder, folder / "scheduler", folder.parent / "scheduler"]
+        )
+        found = (place / "scheduler_config.json" for place in places)
+        scheduler_path = next((path for path in found if path.is_file()), places[0] / "scheduler_config.json")
+        weights = find_weights(unet)
+        needed = [unet / "config.json", scheduler_path, *weights]
+        if not flat:
+            needed.insert(0, folder / "model_index.json")
+        missing = [str(path.relative_to(folder)) for path in needed if not path.is_file()]
+        if missing:
+            raise CheckpointError(f"{folder}: not a complete diffusers checkpoint, missing {', '.join(missing)}")
+        if (folder / "model_index.json").is_file():
+            _check_index(folder / "model_index.json", read_json(folder / "model_index.json"))
+        config = read_json(unet / "config.json")
+        _check_network(unet / "config.json", config)
+        scheduler = read_json(scheduler_path)
+        schedule, prediction = read_scheduler(scheduler_path, scheduler)
+        return cls(folder, unet / "config.json", config, weights, scheduler, schedule, prediction)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """All weights, as stored. Raises CheckpointError unless they are tensors of finite numbers."""
+        state: dict[str, torch.Tensor] = {}
+        for path in self.weights:
+            part = load_tensors(path)
+            check_state(path, part)
+            state |= part
+        return {_current_name(name): value for name, value in state.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """As every checkpoint, with what recipe.json and provenance.json say where they are there."""
+        facts = super().describe()
+        for name in ("recipe", "provenance"):
+            if (self.path / f"{name}.json").is_file():
+                facts[name] = read_json(self.path / f"{name}.json")
         return facts
+
+
+def check_state(path: Path, state: Any) -> None:
+    """Raise CheckpointError unless this is a state dict: names to tensors of finite numbers."""
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path}: holds no state dict (name -> tensor)")
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise CheckpointError(f"{path}: weight {name} holds NaN or infinity")
 
 
 def find_weights(unet: Path) -> tuple[Path, ...]:
@@ -240,7 +275,8 @@ def _check_network(path: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _check_scheduler(path: Path, config: dict[str, Any]) -> tuple[Schedule, str]:
+def read_scheduler(path: Path, config: dict[str, Any]) -> tuple[Schedule, str]:
+    """The schedule and the prediction type of a scheduler's config. Raises CheckpointError naming its path."""
     kind = config.get("_class_name", "DDPMScheduler")
     if kind not in _SCHEDULERS:
         raise CheckpointError(f"{path}: a network trained with {kind} is not supported; what is: {SUPPORTED}")
@@ -258,6 +294,7 @@ def _current_name(name: str) -> str:
     return ".".join(parts)
 
 
-def _first_few(names: list[str], limit: int = 3) -> str:
+def first_few(names: list[str], limit: int = 3) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more

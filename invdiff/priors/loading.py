@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,18 @@ import torch
 
 from invdiff.device import choose_device, choose_precision
 from invdiff.errors import CheckpointError, UsageError, unknown
+from invdiff.priors.adm_settings import Config
 from invdiff.priors.base import Prior
 from invdiff.priors.bridge import DeepinvPrior, is_deepinv_denoiser
-from invdiff.priors.diffusers_folder import DiffusersFolder
+from invdiff.priors.diffusers_folder import Checkpoint, DiffusersFolder
+from invdiff.priors.hub import HUB_ID, fetch
 from invdiff.priors.network import NetworkPrior
-from invdiff.priors.tensor_files import first_line, load_tensors
+from invdiff.priors.tensor_files import load_tensors
 
-__all__ = ["describe_checkpoint", "load_prior", "load_tensors", "shipped"]
+__all__ = ["describe_checkpoint", "load_prior", "load_tensors", "open_checkpoint", "shipped"]
 
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_JSON = (
-    "model_index.json",
-    "config.json",
-    "scheduler_config.json",
-    "unet/*.json",
-    "scheduler/*.json",
-    "*.index.json",
-)
+_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def shipped() -> list[str]:
@@ -38,8 +31,8 @@ def shipped() -> list[str]:
 
 
 def load_prior(source: Any, *, device: torch.device | str = "auto", precision: torch.dtype | str = "auto") -> Prior:
-    """A prior from: a shipped name ("natural"), a diffusers folder with a UNet2DModel, a Hugging Face id "owner/name",
-    a deepinv Denoiser, or a Prior (returned as it is).
+    """A prior from: a shipped name ("natural"), a diffusers folder with a UNet2DModel, a guided-diffusion (ADM) file
+    ("model.pt"), a Hugging Face id "owner/name", a deepinv Denoiser, or a Prior (returned as it is).
 
     device: a torch device or a name of invdiff.device.DEVICES; precision: the network's arithmetic, a dtype or "auto"
     (bfloat16 where the hardware has it), "fp32", "bf16", "fp16". Weights are held in float32 whatever they were stored in.
@@ -57,39 +50,61 @@ def load_prior(source: Any, *, device: torch.device | str = "auto", precision: t
         return DeepinvPrior(source).to(device)
     if not isinstance(source, str | Path):
         raise UsageError(
-            f"a prior is a name, a folder, a hub id, a deepinv Denoiser or a Prior, got {type(source).__name__}; "
+            f"a prior is a name, a folder, a file, a hub id, a deepinv Denoiser or a Prior, got {type(source).__name__}; "
             "wrap a denoiser(x, sigma) of your own in invdiff.priors.DeepinvPrior"
         )
-    folder, name = _locate(source)
     dtype = choose_precision(precision, device) if isinstance(precision, str) else precision
-    checkpoint = DiffusersFolder.open(folder)
-    network = checkpoint.network()
+    checkpoint, name = open_checkpoint(source)
+    return network_prior(checkpoint, name, device=device, precision=dtype)
+
+
+def network_prior(
+    checkpoint: Checkpoint, name: str, *, device: torch.device, precision: torch.dtype = torch.float32
+) -> NetworkPrior:
+    """The prior of an opened checkpoint."""
     prior = NetworkPrior(
-        network,
+        checkpoint.network(),
         checkpoint.schedule,
         channels=checkpoint.channels,
         prediction=checkpoint.prediction,
         multiple=checkpoint.multiple,
-        precision=dtype,
+        precision=precision,
         name=name,
-        identity={"path": str(checkpoint.folder), "sha256": checkpoint.sha256()},
+        identity={"path": str(checkpoint.path), "sha256": checkpoint.sha256()},
     )
     return prior.to(device)
 
 
 def describe_checkpoint(source: str | Path) -> dict[str, Any]:
-    """What `invdiff prior info` prints of a shipped name, a folder or a hub id, as plain data:
+    """What `invdiff prior info` prints of a shipped name, a folder, a file or a hub id, as plain data:
 
-    name, path, parameters, size_mib, dtype (as stored), channels, widths, attention, prediction, schedule, steps,
-    sigma_min and sigma_max (in [0, 1] units), multiple, flop_per_pixel (of one call at 256 x 256; a multiply-add is
-    two), sha256, and recipe where recipe.json is there. Raises CheckpointError as load_prior does.
+    name, path, format, parameters, size_mib, dtype (as stored), channels, widths, attention, prediction, schedule,
+    steps, sigma_min and sigma_max (in [0, 1] units), multiple, flop_per_pixel (of one call at 256 x 256; a multiply-add
+    is two), sha256; recipe and provenance where these files are there; config of a guided-diffusion file.
+    Raises CheckpointError as load_prior does.
     """
-    folder, name = _locate(source)
-    return {"name": name, **DiffusersFolder.open(folder).describe()}
+    checkpoint, name = open_checkpoint(source)
+    return {"name": name, **checkpoint.describe()}
+
+
+def open_checkpoint(source: str | Path, config: Config = None) -> tuple[Checkpoint, str]:
+    """The checkpoint that a name, path or hub id stands for, and what to call it.
+
+    config: settings of a guided-diffusion file, see `invdiff.priors.adm_settings.read_settings`.
+    Raises UsageError and CheckpointError as load_prior does, and UsageError if a config is given for anything else.
+    """
+    path, name = _locate(source)
+    if path.is_file():
+        from invdiff.priors.adm import AdmFile
+
+        return AdmFile.open(path, config), name
+    if config:
+        raise UsageError(f"{source}: only a guided-diffusion file takes a config; a diffusers folder brings its own")
+    return DiffusersFolder.open(path), name
 
 
 def _locate(source: str | Path) -> tuple[Path, str]:
-    """The folder that a name, path or hub id stands for, and what to call it."""
+    """The folder or file that a name, path or hub id stands for, and what to call it."""
     text = str(source)
     if isinstance(source, str) and text in shipped():
         return CHECKPOINTS / text, text
@@ -97,29 +112,16 @@ def _locate(source: str | Path) -> tuple[Path, str]:
     if path.is_dir():
         return path, path.resolve().name
     if path.exists():
-        raise CheckpointError(f"{path} is a file; a prior is a diffusers folder (model_index.json, unet/, scheduler/)")
-    if isinstance(source, str) and _HUB_ID.fullmatch(text):
-        return _download(text), text
-    if isinstance(source, Path) or "/" in text or text.startswith((".", "~")):
-        raise CheckpointError(f"{text}: no such folder")
-    raise unknown("prior", text, shipped(), "Or give a diffusers folder, or a Hugging Face id as owner/name.")
-
-
-def _download(repository: str) -> Path:
-    """The snapshot of a hub repository, from the local cache if it is there; .bin weights if it has no safetensors."""
-    from huggingface_hub import snapshot_download
-
-    folder = Path()
-    try:
-        for kind in ("safetensors", "bin"):
-            weights = [f"{prefix}diffusion_pytorch_model*.{kind}" for prefix in ("", "unet/")]
-            folder = Path(snapshot_download(repository, allow_patterns=[*_HUB_JSON, *weights]))
-            if any(folder.glob(f"**/diffusion_pytorch_model*.{kind}")):
-                break
-    except Exception as error:  # the client's network errors differ between its versions
-        raise CheckpointError(
-            f"{repository}: no such folder here, and it cannot be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {first_line(error)}); check the name and the network, "
-            "or download it elsewhere and give its folder"
-        ) from error
-    return folder
+        if path.suffix not in _FILES:
+            raise CheckpointError(
+                f"{path} is a file; a prior is a diffusers folder (model_index.json, unet/, scheduler/) or a "
+                f"guided-diffusion state dict ({', '.join(_FILES)})"
+            )
+        return path, path.stem
+    if isinstance(source, str) and HUB_ID.fullmatch(text) and path.suffix not in _FILES:
+        return fetch(text), text
+    if isinstance(source, Path) or "/" in text or text.startswith((".", "~")) or path.suffix in _FILES:
+        raise CheckpointError(f"{text}: no such {'file' if path.suffix in _FILES else 'folder'}")
+    raise unknown(
+        "prior", text, shipped(), "Or give a diffusers folder, a .pt file, or a Hugging Face id as owner/name."
+    )
