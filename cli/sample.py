@@ -12,7 +12,9 @@ from . import files, options
 
 EXAMPLES = """
 invdiff sample -o sample.png --size 128
-invdiff sample --prior runs/mine -o samples.png --count 9 --size 64x96 --steps 200 --seed 1
+invdiff sample --prior runs/mine -o samples.png --count 9 --size 64x96 --steps 50 --seed 1
+invdiff sample -o slow.png --sampler ancestral --steps 500
+invdiff sample -o between.png --sampler ddim --eta 0.5
 """
 
 
@@ -23,13 +25,23 @@ invdiff sample --prior runs/mine -o samples.png --count 9 --size 64x96 --steps 2
     "--count", type=click.IntRange(min=1), metavar="N", default=1, help="Samples; OUT is then a grid of all of them."
 )
 @click.option("--size", type=options.Size(), metavar="HxW", default="128x128", help="Height and width in pixels.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", default=100, help="Network calls for one sample.")
+@click.option(
+    "--sampler",
+    metavar="SPEC",
+    help="ancestral (DDPM), ddim, sde, ode, heun (EDM) or dpmpp (DPM-Solver++), or NAME:key=value,... for its other "
+    "settings.  [default: dpmpp, or ddim with --eta]",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Network calls for one sample, at most (heun takes two a step).  [default: 30 for dpmpp, 59 for heun, else 100]",
+)
 @click.option(
     "--eta",
     type=click.FloatRange(0, 1),
     metavar="ETA",
-    default=1.0,
-    help="Fresh noise in each step: 1 is ancestral (DDPM), 0 deterministic (DDIM).",
+    help="Fresh noise in each step of ddim, and of no other sampler: 0 is deterministic, 1 ancestral.  [default: 0]",
 )
 @options.seed_option
 @options.hardware_options
@@ -43,8 +55,9 @@ def sample(
     out: str,
     count: int,
     size: tuple[int, int],
-    steps: int,
-    eta: float,
+    sampler: str | None,
+    steps: int | None,
+    eta: float | None,
     seed: int,
     device: str,
     precision: str,
@@ -58,11 +71,14 @@ def sample(
     """
     from tqdm import tqdm
 
+    from invdiff import samplers
     from invdiff.generation import sample as draw
     from invdiff.images import all_or_nothing, to_grid, write_image, write_json
     from invdiff.restoration import default_batch_size, resolve_prior
     from invdiff.solution import package_versions
 
+    settings = {key: value for key, value in (("steps", steps), ("eta", eta)) if value is not None}
+    method = samplers.get(sampler, **settings)
     target = Path(out) if files.is_file_name(out) else Path(out) / "samples.png"
     suffixes = tuple(f"-{k}" for k in range(1, count + 1)) if count > 1 else ()
     job = files.Job(target, target, Path(target.name), suffixes)
@@ -70,19 +86,18 @@ def sample(
     network = resolve_prior(prior, device, precision)
     group = batch_size or default_batch_size(network.device)
     bar_off = quiet or not sys.stderr.isatty()
-    with tqdm(total=steps * -(-count // group), desc="sample", unit="call", leave=False, disable=bar_off) as bar:
+    with tqdm(total=method.nfe * -(-count // group), desc="sample", unit="call", leave=False, disable=bar_off) as bar:
         images = draw(
             network,
             (network.channels or 3, *size),
             count,
-            steps=steps,
-            eta=eta,
+            method,
             seed=seed,
             batch_size=group,
             advance=lambda: bar.update(1) and None,
         )
     words = ["invdiff", "sample", "--prior", prior, "-o", str(target), "--count", str(count)]
-    words += ["--size", f"{size[0]}x{size[1]}", "--steps", str(steps), "--eta", str(eta), "--seed", str(seed)]
+    words += ["--size", f"{size[0]}x{size[1]}", "--sampler", method.spec, "--seed", str(seed)]
     words += ["--device", device, "--precision", precision]
     output: dict[str, object] = {"path": str(target)}
     with all_or_nothing():
@@ -92,8 +107,10 @@ def sample(
         if count > 1:
             write_image(target, to_grid(images))
             output["samples"] = [str(path) for path in singles]
-        record = {"prior": network.describe(), "count": count, "size": size, "steps": steps, "eta": eta, "seed": seed}
-        record |= {"output": output, "versions": package_versions(), "command": shlex.join(words)}
+        record: dict[str, object] = {"prior": network.describe(), "sampler": method.settings(), "calls": method.nfe}
+        record |= {"count": count, "size": size, "seed": seed, "output": output}
+        record |= {"versions": package_versions(), "command": shlex.join(words)}
         write_json(job.record, record)
     if not quiet:
-        click.echo(f"{target}  {count} sample(s) of {size[0]} x {size[1]} pixels, {steps} network calls each")
+        pixels = f"{size[0]} x {size[1]} pixels"
+        click.echo(f"{target}  {count} sample(s) of {pixels}, {method.nfe} network calls each ({method.spec})")

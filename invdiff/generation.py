@@ -1,43 +1,59 @@
-"""Unconditional samples of a prior: the same reverse diffusion, without a measurement."""
+"""Unconditional samples of a prior: reverse diffusion without a measurement."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
+from invdiff import samplers
 from invdiff.errors import NumericalError, UsageError
 from invdiff.operator import Shape
-from invdiff.priors.base import Prior
-from invdiff.sampling import Noise, generator, noise_levels
-from invdiff.solvers.base import Estimate
-from invdiff.solvers.transitions import DDIM
+from invdiff.priors.base import Prior, Sigma
+from invdiff.samplers.base import Sampler
+from invdiff.sampling import CountedPrior, Noise, generator
+
+
+class Clipped(CountedPrior):
+    """A prior of pictures in [0, 1], whose E[x_0 | x] lies there too: what a network says is put back into the range.
+
+    That never adds error, and at high noise, where an epsilon network's own is multiplied by sigma, it takes most of it
+    away (Ho et al. 2020 do so in their code).
+    """
+
+    def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        return super().denoise(x, sigma).clamp(0, 1)
 
 
 def sample(
     prior: Prior,
     shape: Shape,
     count: int = 1,
+    sampler: str | Sampler | None = None,
     *,
-    steps: int = 100,
-    eta: float = 1.0,
-    spacing: str = "timestep",
     seed: int = 0,
     batch_size: int = 1,
+    clip: bool | None = None,
     advance: Callable[[], None] = lambda: None,
+    **settings: Any,
 ) -> torch.Tensor:
-    """(count, *shape) samples by DDIM steps (eta = 1: ancestral, Ho et al. 2020; eta = 0: Song, Meng, Ermon 2021).
+    """(count, *shape) samples of the prior, in [0, 1] units.
 
-    shape: (C, H, W). Sample k depends on (seed, k) alone. Not clipped; [0, 1] units. `advance` is called after each step.
-    Raises UsageError for impossible counts or shapes, NumericalError on NaN or infinity.
+    shape: (C, H, W). sampler: a name or spec of `invdiff.samplers`, such as "dpmpp" or "ddim:eta=0.5", or a Sampler;
+    default: "ddim" where eta is set, else `samplers.DEFAULT`. settings: the sampler's, such as steps (the network calls
+    for one sample, at most: heun takes two a step), spacing, eta. Sample k depends on (seed, k) alone. clip: whether
+    E[x_0 | x] is kept in [0, 1]; default: for trained networks (priors with a noise schedule). `advance` is called once
+    for each network call.
+    Raises UsageError for impossible counts, shapes or settings, NumericalError on NaN or infinity.
     """
     if count < 1 or batch_size < 1:
         raise UsageError(f"count and batch size must be at least 1, got {count} and {batch_size}")
-    if not 0 <= eta <= 1:
-        raise UsageError(f"eta must lie in [0, 1], got {eta}")
+    method = samplers.get(sampler, **settings)
     prior.check_shape(shape)
-    levels = noise_levels(steps, prior.sigma_max, prior.sigma_min, spacing, getattr(prior, "schedule", None))
-    transition = DDIM(eta)
+    clip = getattr(prior, "schedule", None) is not None if clip is None else clip
+    counted = Clipped(prior) if clip else CountedPrior(prior)
+    levels = method.levels(counted)
     results = []
     with torch.no_grad():
         for first in range(0, count, batch_size):
@@ -45,11 +61,14 @@ def sample(
             like = torch.zeros((), device=prior.device)
             noise = Noise([generator(seed, "sample", key) for key in keys], shape, like)
             x = 0.5 + levels[0] * noise()
-            for sigma, next_sigma in zip(levels, [*levels[1:], 0.0], strict=True):
-                clean = prior.denoise(x, sigma)
-                x = transition(x, Estimate(clean, clean), sigma, next_sigma, noise)
+            for step in method.walk(counted, x, levels, noise):
+                x = step.x
                 if not torch.isfinite(x).all():
-                    raise NumericalError(f"sampling: NaN or infinity at sigma {sigma:.4g}; try --precision fp32")
-                advance()
+                    raise NumericalError(
+                        f"{method.name}: NaN or infinity at sigma {step.sigma:.4g}; try --precision fp32 or more steps"
+                    )
+                for _ in range(counted.calls):
+                    advance()
+                counted.calls = 0
             results.append(x.cpu())
     return torch.cat(results)

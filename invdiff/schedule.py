@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -196,10 +197,11 @@ class Schedule:
         return np.interp(np.log(sigma), np.log(self.sigmas), np.arange(len(self)))[()]
 
     # The continuous limit (Song et al. 2021): dx = -1/2 beta(s) x ds + sqrt(beta(s)) dw on s in [0, 1], beta(s) ~ T beta_t.
+    # Its marginals are exact for the beta(s) below; they meet the table's abar_t in the limit, at first order in 1/T.
 
     def beta(self, s: Any) -> Any:
         """beta(s) of the VP-SDE at continuous time s in [0, 1]: T beta_t linearly interpolated, t = s T - 1
-        (one discrete step lasts 1/T, and index t is reached after t + 1 of them)."""
+        (one discrete step lasts 1/T, and index t is reached after t + 1 of them). Beyond s = 1 it stays as it is there."""
         t = np.clip(np.asarray(s, dtype=np.float64) * len(self) - 1.0, 0, len(self) - 1)
         return (len(self) * np.interp(t, np.arange(len(self)), self.betas))[()]
 
@@ -210,3 +212,39 @@ class Schedule:
     def diffusion(self, s: float) -> float:
         """g(s) = sqrt(beta(s))  (Song et al. 2021, eq. 11)."""
         return math.sqrt(float(self.beta(s)))
+
+    @cached_property
+    def _pieces(self) -> tuple[Array, Array]:
+        """beta(s) and its integral at s = 0, 1/T, .. 1, each (T + 1,): beta(s) is linear in between."""
+        beta = len(self) * np.concatenate([self.betas[:1], self.betas])
+        return beta, np.concatenate([[0.0], np.cumsum((beta[1:] + beta[:-1]) / 2)]) / len(self)
+
+    def log_abar(self, s: Any) -> Any:
+        """log abar(s) = -int_0^s beta(u) du, exactly, for s >= 0: the marginal of the VP-SDE is
+        q(x_s | x_0) = N(sqrt(abar(s)) x_0, (1 - abar(s)) I)  (Song et al. 2021, eq. 29)."""
+        s = np.asarray(s, dtype=np.float64)
+        if not (s >= 0).all():
+            raise UsageError(f"the continuous time s must be 0 or more, got {s}")
+        beta, integral = self._pieces
+        piece = np.minimum(s * len(self), len(self) - 1).astype(int)
+        rest = s - piece / len(self)
+        inside = np.minimum(rest, 1 / len(self))
+        slope = (beta[piece + 1] - beta[piece]) * len(self)
+        return -(integral[piece] + beta[piece] * inside + slope * inside**2 / 2 + beta[-1] * (rest - inside))[()]
+
+    def time(self, sigma: Any) -> Any:
+        """The continuous time s at which the VP-SDE has the noise level sigma >= 0: abar(s) = 1 / (1 + sigma^2).
+
+        Beyond s = 1 beta(s) stays what it is at s = 1, so every level has its time."""
+        sigma = np.asarray(sigma, dtype=np.float64)
+        if not (np.isfinite(sigma) & (sigma >= 0)).all():
+            raise UsageError(f"sigma must be finite and 0 or more, got {sigma}")
+        beta, integral = self._pieces
+        total = np.log1p(sigma**2)
+        piece = np.clip(np.searchsorted(integral, total, side="right") - 1, 0, len(self) - 1)
+        missing = np.minimum(total, integral[-1]) - integral[piece]
+        slope = (beta[piece + 1] - beta[piece]) * len(self)
+        # The root of slope/2 u^2 + beta u = missing, in the form that also holds for slope = 0.
+        root = np.sqrt(np.maximum(beta[piece] ** 2 + 2 * slope * missing, 0.0))
+        u = 2 * missing / (beta[piece] + root)
+        return (piece / len(self) + u + np.maximum(total - integral[-1], 0.0) / beta[-1])[()]

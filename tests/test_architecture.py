@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES = 400
 OPERATOR_CONTRACT = ("operator", "parameters", "registry", "errors", "images", "linalg")
-UPPER = ("invdiff.training", "invdiff.evaluation", "invdiff.solvers")
+UPPER = ("invdiff.training", "invdiff.evaluation", "invdiff.solvers", "invdiff.samplers")
 # The public entry points live in the core's folder, but stand above the solvers that they run.
 ENTRY_POINTS = ("invdiff", "invdiff.__main__", "invdiff.restoration", "invdiff.generation")
 
@@ -83,8 +83,10 @@ def broken_rules(module: str, name: str, type_only: bool) -> Iterator[str]:
         yield "only the command line imports invdiff.cli"
     elif within(module, "invdiff.solvers") and within(name, "invdiff.operators"):
         yield "a solver never imports a concrete operator"
+    elif within(module, "invdiff.samplers") and within(name, "invdiff.operators"):
+        yield "a sampler never imports an operator"
     elif not within(module, *UPPER) and module not in ENTRY_POINTS and within(name, *UPPER) and not type_only:
-        yield "the core imports nothing from training, evaluation or solvers"
+        yield "the core imports nothing from training, evaluation, solvers or samplers"
 
 
 def test_the_source_follows_the_rules():
@@ -102,6 +104,8 @@ def test_the_source_follows_the_rules():
         ("invdiff.solvers.bad", "from invdiff.operators.blur import Blur", "never imports a concrete operator"),
         ("invdiff.solvers.bad", "def f():\n    from invdiff import operators", "never imports a concrete operator"),
         ("invdiff.solvers.bad", "import invdiff.operators.blur as blur", "never imports a concrete operator"),
+        ("invdiff.samplers.bad", "from invdiff.operators.blur import Blur", "never imports an operator"),
+        ("invdiff.continuous", "from invdiff.samplers import get", "the core imports nothing from training"),
         ("invdiff.solvers.bad", "from ..operators import blur", "across folders"),
         ("invdiff.solvers.bad", "from ..operators import blur", "never imports a concrete operator"),
         ("invdiff.solvers.bad", "from invdiff.cli import main", "only the command line"),
@@ -136,6 +140,7 @@ def test_the_rules_catch(module, source, words):
         ("invdiff.operators.good", "from invdiff.errors import UsageError, unknown"),
         ("invdiff.cli.good", "from invdiff.solvers import get\nfrom .main import main\nfrom invdiff import operators"),
         ("invdiff.solvers.good", "from invdiff.priors.base import Prior\nfrom invdiff.solvers.base import Solver"),
+        ("invdiff.samplers.good", "from invdiff.solvers.transitions import DDIM\nfrom invdiff.continuous import VPSDE"),
         ("invdiff.evaluation.good", "from invdiff.solvers import get\nfrom invdiff.training.data import split"),
         ("invdiff.sampling", "if TYPE_CHECKING:\n    from invdiff.solvers.base import Solver"),
         ("invdiff.__main__", "from invdiff.cli.main import main"),

@@ -405,6 +405,61 @@ def test_no_output_is_an_input_or_another_jobs_output(folder: Path, prior: Path)
     assert result.exit_code == 2 and "mask.png is an input" in result.stderr
 
 
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "sde", "ode", "heun", "dpmpp"])
+def test_every_sampler_writes_a_grid_and_single_files_and_says_how_to_repeat_it(
+    folder: Path, prior: Path, sampler: str
+) -> None:
+    command = ["sample", "--prior", prior, "-o", "s.png", "--count", 3, "--size", "16x24", "--sampler", sampler]
+    result = succeed(*command, "--steps", 4, "--device", "cpu", "--precision", "fp32", "--seed", 0)
+    calls = 3 if sampler == "heun" else 4
+    assert f"{calls} network calls each" in result.stdout and sampler in result.stdout
+    assert [load(f"s-{k}.png").shape for k in (1, 2, 3)] == [(3, 16, 24)] * 3 and load(
+        "s.png"
+    ).numel() > 3 * 3 * 16 * 24
+    record = json.loads(Path("s.png.json").read_text())
+    assert record["sampler"]["name"] == sampler and (record["sampler"]["steps"], record["calls"]) == (4, calls)
+    before = {path.name: path.read_bytes() for path in Path().glob("s*.png")}
+    succeed(*shlex.split(record["command"])[1:])
+    assert {path.name: path.read_bytes() for path in Path().glob("s*.png")} == before and len(before) == 4
+
+
+def test_sampler_settings(folder: Path, prior: Path) -> None:
+    common = ["sample", "--prior", prior, "--size", "16", "--device", "cpu", "--precision", "fp32"]
+
+    def record(*arguments: object) -> dict[str, Any]:
+        succeed(*common, "-o", "x.png", *arguments)
+        return json.loads(Path("x.png.json").read_text())["sampler"]
+
+    assert record("--steps", 2, "--eta", 0.5) | {"spacing": ""} == {
+        "name": "ddim", "steps": 2, "eta": 0.5, "spacing": "", "sigma_max": None,
+    }  # fmt: skip
+    picture = load("x.png")
+    assert record("--sampler", "ddim:eta=0.5,steps=2")["eta"] == 0.5 and torch.equal(load("x.png"), picture)
+    assert record("--sampler", "ddim:steps=2")["eta"] == 0 and not torch.equal(load("x.png"), picture)
+    for arguments, words in [
+        (["--sampler", "sde", "--eta", "0.5"], "eta is a setting of ddim, not of sde"),
+        (["--sampler", "huen"], "Did you mean 'heun'"),
+        (["--sampler", "ode:variance=large"], "unknown parameter of ode 'variance'"),
+        (["--sampler", "ddim:steps=3", "--steps", "3"], "steps is given both"),
+        (["--sampler", "ddim:eta=2"], "<= 1"),
+        (["--sampler", "dpmpp:sigma_max=1e-9,steps=2"], "sigma_max"),
+    ]:
+        result = invoke(*common, "-o", "y.png", *arguments)
+        assert result.exit_code == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1, result.output
+        assert not Path("y.png").exists()
+
+
+def test_the_help_of_sample_names_the_samplers_and_their_defaults() -> None:
+    from invdiff import samplers
+
+    text = " ".join(succeed("sample", "--help").stdout.split())
+    assert all(name in text for name in samplers.names())
+    assert f"default: {samplers.DEFAULT}, or ddim with --eta" in text and samplers.get(eta=0.5).name == "ddim"
+    steps = {name: samplers.get(name).steps for name in samplers.names()}
+    assert f"default: {steps.pop('dpmpp')} for dpmpp, {steps.pop('heun')} for heun, else 100" in text
+    assert set(steps.values()) == {100}
+
+
 def test_sample_does_not_replace_single_files_of_somebody_else(folder: Path, prior: Path) -> None:
     common = ["sample", "--prior", prior, "-o", "s.png", "--count", 2, "--size", "16", *FAST]
     Path("s-2.png").write_text("mine")
