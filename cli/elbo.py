@@ -1,0 +1,252 @@
+"""`invdiff prior elbo`: how many bits a dimension a prior needs for images, by its variational bound."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from invdiff.errors import ImageError, UsageError
+
+from . import files, options, tables
+
+if TYPE_CHECKING:
+    import torch
+
+    from invdiff.evaluation.bound import Bound, Term
+
+EXAMPLES = """
+# a minute on two cores
+invdiff prior elbo natural --data photos/ --limit 8 --crop 64 --timesteps 50
+
+# all terms of the bound, as numbers and as a plot of L_t over t
+invdiff prior elbo runs/mine --data photos/ -o bound.json --plot bound.png
+"""
+
+
+@click.command("elbo", cls=options.Command, epilog=EXAMPLES)
+@click.argument("prior", default="natural")
+@click.option(
+    "--data",
+    metavar="DIR|FILE",
+    multiple=True,
+    required=True,
+    help="Images: a folder (with sub-folders), a file or a pattern; repeatable.",
+)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N images.  [default: all]")
+@click.option("--crop", type=click.IntRange(min=1), metavar="PX", help="Only the centre PX x PX pixels of each.")
+@click.option(
+    "--timesteps",
+    type=click.IntRange(min=3),
+    metavar="K",
+    help="Estimate the sum from K time steps an image, without bias.  [default: all of them]",
+)
+@click.option(
+    "--decoder",
+    type=click.Choice(["discrete", "gaussian"]),
+    default="discrete",
+    help="Probability of 8-bit levels, or density of any values (float and 16-bit data).",
+)
+@click.option(
+    "--variance",
+    type=click.Choice(["posterior", "beta"]),
+    default="posterior",
+    help="Variance of the reverse steps: beta~_t or beta_t.",
+)
+@options.seed_option
+@options.hardware_options
+@click.option(
+    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Run together.  [default: by the images' size]"
+)
+@click.option("-o", "--out", metavar="OUT.json", help="Write everything, each L_t and each image included.")
+@click.option("--plot", metavar="OUT.png", help="Plot L_t over t.")
+@click.option("--overwrite", is_flag=True, help="Replace existing files that this command did not write.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
+@options.quiet_option
+def elbo(
+    prior: str,
+    data: tuple[str, ...],
+    limit: int | None,
+    crop: int | None,
+    timesteps: int | None,
+    decoder: str,
+    variance: str,
+    seed: int,
+    device: str,
+    precision: str,
+    batch_size: int | None,
+    out: str | None,
+    plot: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """The variational bound of a prior on images, in bits per dimension: fewer is better.
+
+    PRIOR: a shipped name, a diffusers folder or a Hugging Face id (default: natural). The bound is L_T, what the last
+    noise level still tells of the image, plus the sum of L_t over the steps, plus L_0, the last step to the pixels. The
+    two errors say how far the mean may be off for other images of the same kind, and with other random numbers.
+    """
+    from tqdm import tqdm
+
+    from invdiff.evaluation.bound import variational_bound
+    from invdiff.images import all_or_nothing, list_images, write_json
+    from invdiff.restoration import resolve_prior
+    from invdiff.solution import package_versions
+
+    paths = list_images(data)[:limit]
+    targets = _targets(out, plot, overwrite, paths)
+    images, inputs = _read(paths, crop)
+    network = resolve_prior(prior, device, precision)
+    bar_off = quiet or not sys.stderr.isatty()
+    with tqdm(desc="elbo", unit="call", leave=False, disable=bar_off) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        bound = variational_bound(
+            network,
+            images,
+            decoder=decoder,
+            variance=variance,
+            timesteps=timesteps,
+            seed=seed,
+            batch_size=batch_size,
+            names=[str(path) for path in paths],
+            progress=progress,
+        )
+    words = ["invdiff", "prior", "elbo", prior, *(word for source in data for word in ("--data", source))]
+    for name, value in (("limit", limit), ("crop", crop), ("timesteps", timesteps), ("batch-size", batch_size)):
+        words += [] if value is None else [f"--{name}", str(value)]
+    words += ["--decoder", decoder, "--variance", variance, "--seed", str(seed)]
+    words += ["--device", device, "--precision", precision]
+    record = {"prior": network.describe(), "bits_per_dimension": bound.to_dict(), "seed": seed, "crop": crop}
+    record |= {"inputs": inputs, "output": {"path": out, "plot": plot}, "versions": package_versions()}
+    record |= {"command": shlex.join(words)}
+    with all_or_nothing():
+        if out is not None:
+            write_json(out, record)
+        if plot is not None:
+            _plot(bound, prior, Path(plot))
+    deep = sum(not item["description"].startswith("8-bit") for item in inputs)
+    if deep and decoder == "discrete" and not quiet:
+        click.echo(
+            f"note: {deep} of {len(paths)} images are not 8-bit and were rounded to its levels; --decoder gaussian takes "
+            "their values as they are",
+            err=True,
+        )
+    if as_json:
+        click.echo(json.dumps(bound.to_dict(), indent=2))
+    elif not quiet:
+        click.echo(_table(bound, prior, images))
+        for target in targets:
+            click.echo(f"written: {target}")
+
+
+def _targets(out: str | None, plot: str | None, overwrite: bool, inputs: Sequence[Path]) -> list[Path]:
+    """The files to write, refused before anything is computed if they could not be, or would replace someone else's."""
+    own = _written_before(Path(out)) if out else set()
+    targets = []
+    for option, name, suffix in (("-o", out, ".json"), ("--plot", plot, ".png")):
+        if name is None:
+            continue
+        path = Path(name)
+        if path.suffix.lower() != suffix:
+            raise UsageError(f"{option} {name}: must end in {suffix}")
+        if path.is_dir():
+            raise ImageError(f"cannot write {path}: it is a folder; choose another {option}")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+            raise ImageError(
+                f"cannot write {path}: {folder} is no folder that you may write to; choose another {option}"
+            )
+        if path.resolve() in {source.resolve() for source in inputs}:
+            raise UsageError(f"{path} is an input and would be overwritten; choose another {option}")
+        if path.exists() and not overwrite and path.resolve() not in own:
+            raise UsageError(f"{path} exists and was not written by this command; choose another, or use --overwrite")
+        targets.append(path)
+    return targets
+
+
+def _written_before(record: Path) -> set[Path]:
+    """The files of an earlier run that wrote this record."""
+    try:
+        content = json.loads(record.read_text(encoding="utf-8"))
+        names = content["output"].values() if "bits_per_dimension" in content else ()
+        return {record.resolve(), *(Path(name).resolve() for name in names if name)} if names else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+
+
+def _read(paths: Sequence[Path], crop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
+    """The images, cropped, and what the record says about their files."""
+    from invdiff.images import read_image
+
+    images, inputs = [], []
+    for path in paths:
+        file = read_image(path)
+        image = file.tensor
+        height, width = image.shape[1:]
+        if crop is not None:
+            if min(height, width) < crop:
+                raise ImageError(
+                    f"{path}: {height} x {width} pixels are too few for --crop {crop}; give a smaller crop"
+                )
+            top, left = (height - crop) // 2, (width - crop) // 2
+            image = image[:, top : top + crop, left : left + crop]
+        images.append(image)
+        inputs.append(files.describe_input(path, file.description, file.notes))
+    return images, inputs
+
+
+def _table(bound: Bound, prior: str, images: Sequence[torch.Tensor]) -> str:
+    sizes = {f"{image.shape[-2]} x {image.shape[-1]}" for image in images}
+    size = f"of {sizes.pop()} pixels" if len(sizes) == 1 else f"of {len(sizes)} sizes"
+    steps = f"all {bound.steps}" if bound.timesteps is None else f"{bound.timesteps} of {bound.steps}"
+    rows = [("L_T", bound.L_T), (f"L_1 + .. + L_{bound.steps - 1}", bound.diffusion), ("L_0", bound.L_0)]
+    body = [(name, *_cells(term)) for name, term in [*rows, ("total", bound.total)]]
+    head = ("term", "bits/dim", "+- other images", "+- other random numbers")
+    return "\n".join(
+        [
+            f"{prior} on {len(images)} image(s) {size}, {steps} time steps, {bound.calls} calls",
+            tables.table(head, body, wrapped=0),
+            f"({bound.measure})",
+        ]
+    )
+
+
+def _cells(term: Term) -> list[str]:
+    return [_number(value) for value in (term.value, term.standard_error, term.monte_carlo_error)]
+
+
+def _number(value: float | None) -> str:
+    if value is None or value != value:
+        return "-"
+    return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
+
+
+def _plot(bound: Bound, prior: str, path: Path) -> None:
+    """L_t with its standard errors over t = 1 .. T-1, both logarithmic, as a PNG."""
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from invdiff.images import atomic_path
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.errorbar(bound.t, bound.L_t, np.nan_to_num(bound.L_t_error), fmt=".", ms=4, lw=0.8, color="tab:blue")
+    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="L_t, bits per dimension", xlim=(0.8, bound.steps))
+    parts = f"L_T {bound.L_T.value:.2g},  sum of L_t {bound.diffusion.value:.3f},  L_0 {bound.L_0.value:.3f}"
+    axes.set_title(f"{prior}: {bound.total.value:.3f} bits per dimension\n{parts}", fontsize=10)
+    axes.grid(True, which="major", alpha=0.4)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
