@@ -2,45 +2,88 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from invdiff.errors import CheckpointError, UsageError
 from invdiff.training.config import TrainingConfig
+from invdiff.training.recipe import Recipe, check_recipe, overridden, read_recipe, shipped_recipes
 
 from . import options
+from .training_progress import Progress
 
 EXAMPLES = """
 # an hour on this machine
 invdiff train --data photos/ --out runs/mine --minutes 60
 
-# two sources, one drawn twice as often; larger crops
-invdiff train --data photos/ --data textures.tar --weight photos=2 --out runs/mine --crop 64 --crop 128 --steps 50000
+# a recipe that comes with invdiff, or a file of your own (.yaml, .toml, .json), and what it should do otherwise
+invdiff train small-cpu --data photos/ --out runs/small
+invdiff train recipe.yaml --set lr=2e-4 --set weights.textures=0.5 --data photos/ --data textures.tar --out runs/mine
+
+# go on from the shipped prior with images of your own
+invdiff train --init natural --data microscope/ --out runs/fine --minutes 30 --lr 1e-4
 
 # stopped with Ctrl-C? go on, for longer
-invdiff train --data photos/ --out runs/mine --resume --minutes 120
+invdiff train --out runs/mine --resume --minutes 120
+
+# several GPUs: the same command after `accelerate launch --multi_gpu -m`
+invdiff train large-gpu --data photos/ --out runs/large
 
 invdiff restore blurred.png -o out.png --operator gaussian_blur:sigma=2 --noise 0.05 --prior runs/mine
+"""
+
+HELP = f"""Train a diffusion prior on images.
+
+The result is a diffusers folder, and `--prior DIR` uses it. RECIPE holds the settings: a .yaml, .toml or .json file, or
+one of {", ".join(shipped_recipes())} (see --list). Options go before it. Ctrl-C saves a checkpoint and stops (exit code
+130); --resume goes on from there.
 """
 
 DEFAULTS = TrainingConfig()
 
 
-def _listed(values: tuple[int, ...]) -> str:
+def _listed(values: tuple[float, ...]) -> str:
     return ",".join(map(str, values))
 
 
-@click.command(cls=options.Command, epilog=EXAMPLES)
+def _print_recipes(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from .tables import table
+
+        rows = [(name, read_recipe(name).description) for name in shipped_recipes()]
+        click.echo(table(("recipe", "what it is for"), rows))
+        ctx.exit()
+
+
+@click.command(cls=options.Command, epilog=EXAMPLES, help=HELP)
+@click.argument("recipe", metavar="[RECIPE]", required=False)
+@click.option("--recipe", "recipe_option", metavar="FILE", hidden=True)
 @click.option(
-    "--data", metavar="DIR|TAR", multiple=True, required=True, help="A folder (with sub-folders) or a tar; repeatable."
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_recipes,
+    help="Show the recipes that come with invdiff.",
 )
-@click.option("--out", "-o", metavar="DIR", required=True, help="Where the prior goes, as a diffusers folder.")
+@click.option(
+    "--data",
+    metavar="DIR|TAR",
+    multiple=True,
+    help="A folder (with sub-folders), tar files (also part-{000..009}.tar), or a Hugging Face dataset on disk; repeatable.",
+)
+@click.option("--out", "-o", metavar="DIR", help="Where the prior goes, as a diffusers folder.")
+@click.option(
+    "--set",
+    "assignments",
+    type=options.KeyValue(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Any setting of a recipe; repeatable.",
+)
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help=f"Optimiser steps.  [default: {DEFAULTS.steps}]")
 @click.option(
     "--minutes",
@@ -69,7 +112,12 @@ def _listed(values: tuple[int, ...]) -> str:
     metavar="N,N,...",
     help=f"Channels of the network's levels.  [default: {_listed(DEFAULTS.widths)}]",
 )
-@click.option("--channels", type=click.Choice(["1", "3"]), help=f"Grey or colour.  [default: {DEFAULTS.channels}]")
+@click.option(
+    "--channels",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help=f"Channels of the images: 1 is grey, 3 colour.  [default: {DEFAULTS.channels}]",
+)
 @click.option(
     "--weight",
     "weights",
@@ -87,8 +135,9 @@ def _listed(values: tuple[int, ...]) -> str:
 @click.option(
     "--ema",
     type=click.FloatRange(0, 1, max_open=True),
+    multiple=True,
     metavar="DECAY",
-    help=f"Decay per step of the averaged weights.  [default: {DEFAULTS.ema:g}]",
+    help=f"Decay per step of the averaged weights; repeatable, the best is used.  [default: {_listed(DEFAULTS.ema)}]",
 )
 @click.option(
     "--holdout",
@@ -97,59 +146,80 @@ def _listed(values: tuple[int, ...]) -> str:
     help=f"Images held back for validation.  [default: {DEFAULTS.holdout}]",
 )
 @click.option("--seed", type=click.IntRange(min=0), metavar="N", help=f"Random seed.  [default: {DEFAULTS.seed}]")
-@click.option("--recipe", metavar="FILE", help="Settings from the recipe.json of another training; options win.")
-@click.option("--resume", is_flag=True, help="Go on with the training in --out, with its settings.")
+@click.option("--init", metavar="PRIOR", help="Start from the weights of this prior, as --prior takes it.")
+@click.option("--resume", is_flag=True, help="Go on with the training in --out, with its settings and data.")
 @click.option(
     "--save-minutes",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MIN",
-    default=5.0,
-    help="Time between checkpoints.",
+    help=f"Time between checkpoints.  [default: {DEFAULTS.save_minutes:g}]",
 )
 @click.option(
-    "--validate-every", type=click.IntRange(min=1), metavar="STEPS", default=500, help="Steps between validations."
+    "--validate-every",
+    type=click.IntRange(min=1),
+    metavar="STEPS",
+    help=f"Steps between validations.  [default: {DEFAULTS.validate_every}]",
 )
+@click.option("--tensorboard", is_flag=True, help="Also write the curves to OUT/tensorboard.")
 @options.hardware_options
 @options.quiet_option
+@click.pass_context
 def train(
-    data: tuple[str, ...],
-    out: str,
+    ctx: click.Context,
     recipe: str | None,
+    recipe_option: str | None,
+    data: tuple[str, ...],
+    out: str | None,
+    assignments: tuple[tuple[str, str], ...],
     resume: bool,
-    save_minutes: float,
-    validate_every: int,
+    tensorboard: bool,
     device: str,
     precision: str,
     quiet: bool,
     **given: Any,
 ) -> int:
-    """Train a diffusion prior on a folder of images.
+    if recipe and recipe_option:
+        raise click.UsageError("RECIPE is given twice, as an argument and with --recipe.")
+    # Its default says no more than a recipe does.
+    chosen = ctx.get_parameter_source("precision") is not ParameterSource.DEFAULT
+    source = recipe or recipe_option
+    wanted = read_recipe(source) if source else None
+    out = out or (wanted.out if wanted else None)
+    if not out:
+        raise click.UsageError("Missing option '--out' / '-o': where does the prior go?")
+    settings = dict(stored_settings(out).settings if resume else {}) | dict(wanted.settings if wanted else {})
+    options_given = given_settings(given | {"precision": precision if chosen else None})
+    pairs = options.unique(assignments, "--set")
+    if twice := [name for name in pairs if name.partition(".")[0] in options_given]:
+        raise click.UsageError(f"--set {twice[0]}=... is given twice, there is an option for it, too.")
+    config = TrainingConfig.from_dict(overridden(settings | options_given, pairs.items()))
+    return _run(config, _sources(data, wanted, out, resume), out, resume, device, tensorboard, quiet)
 
-    The result is a diffusers folder, and `--prior DIR` uses it. Ctrl-C saves a checkpoint and stops (exit code 130);
-    --resume goes on from there.
-    """
-    if recipe and resume:
-        raise UsageError("--resume takes its settings from the recipe.json in --out; leave out --recipe")
-    config = TrainingConfig.from_dict(stored_settings(recipe, out, resume) | given_settings(given))
 
-    from invdiff.device import choose_device, choose_precision
+def _run(
+    config: TrainingConfig,
+    data: tuple[str, ...],
+    out: str,
+    resume: bool,
+    device: str,
+    tensorboard: bool,
+    quiet: bool,
+) -> int:
+    from invdiff.device import choose_device
     from invdiff.priors.environment import explain_import_failure
-    from invdiff.training.engine import train as run
 
     where = choose_device(device)
-    arithmetic = choose_precision(precision, where)
-    with explain_import_failure(), Progress(quiet) as progress:
-        run(
-            config,
-            data,
-            out,
-            resume=resume,
-            device=where,
-            precision=arithmetic,
-            save_minutes=save_minutes,
-            validate_every=validate_every,
-            report=progress.report,
-        )
+    with explain_import_failure():
+        from invdiff.training import distributed, engine
+
+        main = distributed.is_main()
+        with Progress(quiet, silent=not main) as progress:
+            engine.train(
+                config, data, out, resume=resume, device=where, tensorboard=tensorboard, report=progress.report
+            )
+        distributed.leave()
+    if not main:
+        return 0
     if progress.fraction < 1 and (progress.step or progress.stopped):
         when = f"at step {progress.step}" if progress.step else "before the first step"
         click.echo(f"stopped {when}, saved in {out}; go on with --resume", err=True)
@@ -161,28 +231,31 @@ def train(
     return 0
 
 
-def stored_settings(recipe: str | None, out: str, resume: bool) -> dict[str, Any]:
-    """The settings of a recipe.json: the one given, or with `resume` the one in OUT."""
-    path = Path(out) / "recipe.json" if resume else Path(recipe) if recipe else None
-    if path is None:
-        return {}
+def stored_settings(out: str) -> Recipe:
+    """The settings of the training in OUT."""
+    from invdiff.priors.tensor_files import read_json
+
+    path = Path(out) / "recipe.json"
     if not path.is_file():
-        fix = "nothing to resume; leave out --resume to start a new training" if resume else "no such file"
-        raise CheckpointError(f"{path}: {fix}")
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no settings; it should look like the recipe.json of a trained prior")
-    return content
+        raise CheckpointError(f"{path}: nothing to resume; leave out --resume to start a new training")
+    return check_recipe(read_json(path), str(path))
+
+
+def _sources(data: tuple[str, ...], recipe: Recipe | None, out: str, resume: bool) -> tuple[str, ...]:
+    """The data of the command line, else of the recipe, else (to resume) of the training so far."""
+    found = data or (recipe.data if recipe else ())
+    if not found and resume:
+        from invdiff.training.provenance import earlier_data
+
+        found = earlier_data(Path(out))
+    if not found:
+        raise UsageError("no images to train on: give --data DIR (repeatable), or `data:` in the recipe")
+    return found
 
 
 def given_settings(given: dict[str, Any]) -> dict[str, Any]:
     """The settings among the command line's options, as TrainingConfig takes them."""
     settings = {key: value for key, value in given.items() if value not in (None, ())}
-    if "channels" in settings:
-        settings["channels"] = int(settings["channels"])
     if "weights" in settings:
         settings["weights"] = {}
         for folder, text in options.unique(given["weights"], "--weight").items():
@@ -191,61 +264,3 @@ def given_settings(given: dict[str, Any]) -> dict[str, Any]:
             except ValueError:
                 raise click.UsageError(f"--weight {folder}={text}: {text!r} is not a number.") from None
     return settings
-
-
-class Progress:
-    """A bar on a terminal, a line a minute elsewhere; the log of the training on stderr."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.fraction, self.step = 0.0, 0
-        self._last_line = time.monotonic()
-
-    def __enter__(self) -> Progress:
-        from tqdm import tqdm
-
-        form = "{percentage:5.1f}%|{bar:24}| {elapsed}<{remaining}{postfix}"
-        off = self.quiet or not sys.stderr.isatty()
-        self._bar = tqdm(total=1.0, bar_format=form, disable=off, dynamic_ncols=True)
-        self._handler = _AboveBar()
-        self._handler.setFormatter(logging.Formatter("%(message)s"))
-        logger = logging.getLogger("invdiff")
-        self._level = logger.level
-        logger.addHandler(self._handler)
-        logger.setLevel(logging.WARNING if self.quiet else logging.INFO)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._bar.close()
-        logger = logging.getLogger("invdiff")
-        logger.removeHandler(self._handler)
-        logger.setLevel(self._level)
-
-    @property
-    def stopped(self) -> bool:
-        """True once a signal asked the training to stop."""
-        return self._handler.stopping
-
-    def report(self, state: dict[str, Any]) -> None:
-        """Take the engine's numbers after a step."""
-        self.fraction, self.step = min(1.0, state["progress"]), state["step"]
-        facts = f"step {state['step']}, loss {state['loss']:.4f}, learning rate {state['lr']:.2g}"
-        if not self._bar.disable:
-            self._bar.set_postfix_str(facts, refresh=False)
-            self._bar.update(self.fraction - self._bar.n)
-        elif not self.quiet and time.monotonic() - self._last_line > 60:
-            self._last_line = time.monotonic()
-            click.echo(f"{100 * self.fraction:.1f} %, {facts}", err=True)
-
-
-class _AboveBar(logging.Handler):
-    """Log lines on stderr that leave the progress bar in one piece."""
-
-    stopping = False
-
-    def emit(self, record: logging.LogRecord) -> None:
-        from tqdm import tqdm
-
-        # The only warning of that module is the one of its StopFlag; before the first step nothing else tells.
-        self.stopping |= record.name == "invdiff.training.background" and record.levelno == logging.WARNING
-        tqdm.write(self.format(record), file=sys.stderr)

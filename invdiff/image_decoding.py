@@ -62,13 +62,13 @@ def read_picture(path: Path) -> Decoded:
         notes = [f"only the first of {frames} frames"] if (frames := getattr(picture, "n_frames", 1)) > 1 else []
         deep = picture.format == "PNG" and start[24:] == bytes([16])
         if deep and picture.mode not in ("I", "I;16"):
-            pixels, depth = _to_unit(_decode_deep_png(path.read_bytes()))
+            pixels, depth = _to_unit(decode_deep_png(path.read_bytes()))
             description = f"{depth} {_COLOURS[pixels.shape[2]]}"
         else:
             picture.load()
             pixels, description = _pillow_pixels(picture, deep, notes)
         orientation = picture.getexif().get(274, 1)  # after load: Pillow turns a TIFF itself and drops the tag
-    return _flatten(_turn(pixels, orientation, notes), notes), description, notes
+    return flatten(turn(pixels, orientation, notes), notes), description, notes
 
 
 def _pillow_pixels(picture: Any, deep: bool, notes: list[str]) -> tuple[np.ndarray, str]:
@@ -91,7 +91,7 @@ def _pillow_pixels(picture: Any, deep: bool, notes: list[str]) -> tuple[np.ndarr
     return pixels.reshape(*pixels.shape[:2], -1), description
 
 
-def _decode_deep_png(data: bytes) -> np.ndarray:
+def decode_deep_png(data: bytes) -> np.ndarray:
     """(H, W, C) uint16 of a 16-bit PNG, C = 2, 3 or 4.
 
     Written here because Pillow reduces it to 8 bits and libpng inside torchvision crashes the process on damaged data.
@@ -142,7 +142,7 @@ def _unfilter(kinds: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _silenced(name: str) -> Iterator[None]:
+def silenced(name: str) -> Iterator[None]:
     """Hold a logger's tongue: a damaged file gets one error, not a line for each of its tags."""
     logger = logging.getLogger(name)
     level = logger.level
@@ -157,7 +157,7 @@ def read_tiff(path: Path) -> Decoded:
     """Grey or RGB TIFF of 1, 8, 16 bits or floats; Pillow takes the 8-bit ones with other colours or compressions."""
     import tifffile
 
-    with _silenced("tifffile"), tifffile.TiffFile(path) as file:
+    with silenced("tifffile"), tifffile.TiffFile(path) as file:
         series, page = file.series[0], file.pages.first
         if len(series) > 1:
             raise ImageError(f"a stack of {len(series)} pages {series.shape}. Save one page per file, or an .npy.")
@@ -184,7 +184,7 @@ def read_tiff(path: Path) -> Decoded:
         orientation = page.tags.valueof(274, 1)
         premultiplied = 1 in page.extrasamples
     description = f"{depth} {_COLOURS.get(pixels.shape[2], f'{pixels.shape[2]} channels')}"
-    return _flatten(_turn(pixels, orientation, notes), notes, premultiplied), description, notes
+    return flatten(turn(pixels, orientation, notes), notes, premultiplied), description, notes
 
 
 def read_npy(path: Path) -> Decoded:
@@ -242,7 +242,7 @@ def _to_unit(array: np.ndarray) -> tuple[np.ndarray, str]:
     return array.astype(np.float32) / scale, depth
 
 
-def _turn(pixels: np.ndarray, orientation: int, notes: list[str]) -> np.ndarray:
+def turn(pixels: np.ndarray, orientation: int, notes: list[str]) -> np.ndarray:
     """Apply EXIF/TIFF orientation (tag 274, values 1 to 8) to (H, W, C)."""
     if orientation not in range(2, 9):
         return pixels
@@ -252,7 +252,7 @@ def _turn(pixels: np.ndarray, orientation: int, notes: list[str]) -> np.ndarray:
     return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
 
 
-def _flatten(pixels: np.ndarray, notes: list[str], premultiplied: bool = False) -> np.ndarray:
+def flatten(pixels: np.ndarray, notes: list[str], premultiplied: bool = False) -> np.ndarray:
     """(H, W, 2 or 4) with alpha last to (H, W, 1 or 3) over white; other channel counts pass or are refused."""
     channels = pixels.shape[2]
     if channels > 4:

@@ -1,13 +1,16 @@
-"""Training: the objective and its draws against formulas, stopping and resuming bit by bit, what is left on disk."""
+"""Training: the steps against formulas, stopping and resuming bit by bit, what is left on disk, and what goes wrong."""
 
 from __future__ import annotations
 
+import copy
 import csv
 import errno
 import json
+import logging
 import math
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +19,38 @@ import torch
 
 from invdiff.errors import CheckpointError, InvdiffError, NumericalError, UsageError
 from invdiff.schedule import Schedule
-from invdiff.training import engine
+from invdiff.training import engine, learner, optimizers, provenance
 from invdiff.training.background import StopFlag
 from invdiff.training.checkpoint import TrainingState, export_pipeline
 from invdiff.training.config import FIXED, TrainingConfig
 from invdiff.training.curves import Curves
-from invdiff.training.engine import train
+from invdiff.training.distributed import Processes
+from invdiff.training.ema import Averages
+from invdiff.training.learner import Learner, MicroBatch, less_memory
 from invdiff.training.network import build_network, build_scheduler
-from invdiff.training.objective import draw_timesteps, simple_loss
+from invdiff.training.objective import Objective, draw
+from invdiff.training.optimizers import MuonWithAdamW, build_optimizer, rate, set_rate
 from invdiff.training.validation import SIGMAS, denoising_psnr
 
 CPU = torch.device("cpu")
 TINY = {"widths": (8, 16), "groups": 4, "crops": (16,), "pixels": 512, "holdout": 1, "warmup": 0, "steps": 6}
+TINY |= {"precision": "fp32", "validate_every": 1000}
 
 
 def tiny(**changes):
     return TrainingConfig(**TINY | changes)
+
+
+def train(*arguments, **options):
+    """Pictures have their own tests, and cost more than such a training."""
+    return engine.train(*arguments, drawing=None, **options)
+
+
+def start(config, out="nowhere", *, resume=False):
+    """(state, network) of a training that was not begun, or of the one under `out`."""
+    network = build_network(config)
+    objective = engine.build_objective(config, Schedule.named(config.schedule, config.schedule_steps))
+    return TrainingState.start(network, objective, config, Path(out), CPU, resume=resume), network
 
 
 def must_fail(check, *arguments):
@@ -96,118 +115,204 @@ def assert_same(one, two):
         assert one == two
 
 
-# The objective
+# One step: averages, learning rate, clipping, optimisers
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_timesteps_follow_their_distribution(share):
-    schedule, count = Schedule.named("linear", 50), 100_000
-    t = draw_timesteps(count, schedule, share, np.random.default_rng(1))
-    assert t.dtype == np.int64 and t.min() == 0 and t.max() == 49
-
-    def check(share):
-        for k in range(1, 50):  # floor(T u^3) < k exactly when u < (k/T)^(1/3)
-            exact = share * (k / 50) ** (1 / 3) + (1 - share) * k / 50
-            assert abs((t < k).mean() - exact) <= 5 * math.sqrt(exact * (1 - exact) / count)
-
-    check(share)
-    must_fail(check, share + 0.05)
-
-
-class Recorder(torch.nn.Module):
-    """Answers with a given function of (x_t, t), and keeps what it was asked."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, x_t, t):
-        self.x_t, self.t = x_t, t
-        return type("Output", (), {"sample": self.answer(x_t, t)})()
-
-
-def test_the_loss_is_that_of_the_noise():
-    config = tiny(seed=3)
-    schedule = Schedule.named("linear", 1000)
-    abar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
-    batch = np.random.default_rng(0).integers(0, 256, (64, 3, 16, 16)).astype(np.uint8)
-    clean = 2 * torch.from_numpy(batch).double() / 255 - 1
-
-    def noise(x_t, t):  # solved for in x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps
-        a = abar[t][:, None, None, None]
-        return (x_t.double() - a.sqrt() * clean) / (1 - a).sqrt()
-
-    def loss(answer, step=5, config=config):
-        recorder = Recorder(answer)
-        return float(simple_loss(recorder, batch, schedule, config, step, CPU)), recorder
-
-    def check_zero(value):
-        assert value < 1e-7  # float32 x_t, divided by sqrt(1 - abar_0) = 0.01 at worst
-
-    check_zero(loss(noise)[0])
-    must_fail(check_zero, loss(lambda x, t: noise(x, t) * math.sqrt(2))[0])
-    must_fail(check_zero, loss(lambda x, t: noise(x, torch.clamp(t - 1, min=0)))[0])
-
-    zero, recorder = loss(lambda x, t: torch.zeros_like(x))
-    eps = noise(recorder.x_t, recorder.t)
-    assert zero == pytest.approx(float(eps.square().mean()), rel=1e-5)
-    n = eps.numel()
-    for power, mean, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):  # moments of N(0, 1)
-        assert abs(float((eps**power).mean()) - mean) < 5 * math.sqrt(variance / n)
-
-    again, same = loss(lambda x, t: torch.zeros_like(x))
-    assert again == zero and torch.equal(same.x_t, recorder.x_t) and torch.equal(same.t, recorder.t)
-    assert loss(lambda x, t: torch.zeros_like(x), step=6)[0] != zero
-    assert loss(lambda x, t: torch.zeros_like(x), config=tiny(seed=4))[0] != zero
-
-
-# One step: EMA, learning rate, clipping
-
-
-def start_loop(config, report=None):
-    network = build_network(config)
-    state = TrainingState.start(network, config, Path("nowhere"), CPU, resume=False)
-    return engine._Loop(config, state, CPU, torch.float32, report)
-
-
-def test_the_ema_ramps_up():
+def test_the_averages_ramp_up():
     network = torch.nn.Linear(1, 1, bias=False)
-    state = TrainingState.start(network, tiny(ema=0.25), Path("nowhere"), CPU, resume=False)
-    expected = float(network.weight.detach())
-    for step, decay in enumerate((1 / 10, 2 / 11, 0.25, 0.25)):  # (1 + step) / (10 + step), at most 0.25
+    averages = Averages(network, (0.25, 0.125))
+    expected = dict.fromkeys((0.25, 0.125), float(network.weight.detach()))
+    for step in range(4):  # (1 + step) / (10 + step) = 1/10, 2/11, 1/4, 4/13, at most the decay itself
         torch.nn.init.constant_(network.weight, float(step))
-        expected = decay * expected + (1 - decay) * step
-        state.advance()
-        assert float(state.ema.weight) == pytest.approx(expected, rel=1e-5) and state.step == step + 1
-    assert not state.ema.weight.requires_grad
+        averages.update(network, step)
+        for decay, module in averages.modules.items():
+            now = min(decay, (1 + step) / (10 + step))
+            expected[decay] = now * expected[decay] + (1 - now) * step
+            assert float(module.weight) == pytest.approx(expected[decay], rel=1e-5)
+            assert not module.weight.requires_grad
 
 
-def test_learning_rate_warms_up_and_decays():
+def test_the_best_average_is_chosen_and_new_decays_go_on_from_the_nearest():
+    network = torch.nn.Linear(1, 1)
+    averages = Averages(network, (0.9, 0.99, 0.999))
+    assert averages.choose({0.9: 30.0, 0.99: 31.5, 0.999: 31.0}) == 0.99
+    assert averages.exported is averages.modules[0.99]
+    assert averages.choose({0.9: 31.0, 0.99: 31.0, 0.999: 31.0}) == 0.9  # nothing gained by a longer memory
+    averages.choose({0.9: 30.0, 0.99: 31.5, 0.999: 31.0})
+    for decay, module in averages.modules.items():
+        torch.nn.init.constant_(module.weight, decay)
+    other = Averages(network, (0.99, 0.9995, 0.5))
+    other.load_state_dict(averages.state_dict())
+    got = {decay: float(module.weight) for decay, module in other.modules.items()}
+    assert got == pytest.approx({0.99: 0.99, 0.9995: 0.999, 0.5: 0.9}) and other.best == 0.99
+    without = Averages(network, (0.5,))
+    without.load_state_dict(averages.state_dict())
+    assert without.best == 0.5
+
+
+def test_learning_rate_warms_up_and_decays(photos, tmp_path):
     seen = []
-    loop = start_loop(tiny(lr=0.01, warmup=3, steps=8), seen.append)
-    batch = np.full((2, 3, 16, 16), 100, np.uint8)
-    for _ in range(8):
-        loop.step(batch)
+    train(tiny(lr=0.01, warmup=3, steps=8), [photos], tmp_path / "out", report=seen.append)
     expected = [0.01 * min(1, (s + 1) / 3) * 0.5 * (1 + math.cos(math.pi * s / 8)) for s in range(8)]
+    end = seen.pop()
+    assert (end["step"], end["progress"]) == (8, 1)
     assert [facts["lr"] for facts in seen] == pytest.approx(expected)
     assert [facts["progress"] for facts in seen] == pytest.approx([s / 8 for s in range(1, 9)])
-    assert loop.learning_rate() == pytest.approx(0, abs=1e-12)
+    assert end["images_per_second"] > 0 and end["remaining"] == 0
+
+
+@pytest.mark.parametrize(
+    "decay, values",
+    [
+        ("cosine", {0: 1, 0.5: 0.5, 0.75: 0.5 * (1 - math.sqrt(0.5)), 1: 0}),
+        ("linear", {0: 1, 0.5: 0.5, 0.75: 0.25, 1: 0}),
+        ("constant", {0: 1, 0.5: 1, 0.8: 1, 0.9: 0.5, 1: 0, 1.5: 0}),
+    ],
+)
+def test_shapes_of_the_learning_rate(decay, values):
+    config = tiny(decay=decay, cooldown=0.2)
+    assert {p: rate(config, 10, p) for p in values} == pytest.approx(values, abs=1e-12)
+    assert rate(tiny(decay=decay, warmup=100), 24, 0.0) == 0.25
+    assert rate(tiny(decay="constant", cooldown=0), 10, 1.0) == 1.0
+
+
+def micro_batch(count=2, side=16, step=0):
+    schedule = Schedule.named("linear", 1000)
+    crops = np.random.default_rng(step).integers(0, 256, (count, 3, side, side)).astype(np.uint8)
+    return MicroBatch(crops, draw(0, step, range(count), count, (3, side, side), schedule, 0.5))
+
+
+def start_learner(config):
+    """A learner whose gradients stay in place after a step."""
+    state, _ = start(config)
+    one = Learner(config, state, state.objective, Processes(CPU, torch.float32, config.accumulate))
+    one.optimizer.zero_grad = lambda: None
+    return one
 
 
 def test_gradients_are_clipped():
-    def norm(clip):
-        loop = start_loop(tiny(clip=clip))
-        loop.step(np.full((2, 3, 16, 16), 100, np.uint8))
-        gradients = [p.grad.square().sum() for p in loop.state.network.parameters() if p.grad is not None]
-        return float(torch.stack(gradients).sum().sqrt())
+    def norms(clip):
+        one = start_learner(tiny(clip=clip))
+        outcome = one.step([micro_batch()], 1.0)
+        gradients = [p.grad.square().sum() for p in one.state.network.parameters()]
+        return outcome.norm, float(torch.stack(gradients).sum().sqrt())
 
-    assert norm(1e-3) == pytest.approx(1e-3, rel=1e-3)
-    assert norm(1e6) > 1e-2
+    before, after = norms(1e-3)
+    assert after == pytest.approx(1e-3, rel=1e-3) and before > 1e-2
+    assert norms(1e6) == pytest.approx((before, before), rel=1e-4)
+
+
+def test_micro_batches_are_averaged():
+    parts = [micro_batch(step=k) for k in range(3)]
+    one = start_learner(tiny(accumulate=3, clip=1e6))
+    outcome = one.step(parts, 1.0)
+    gradients, losses = [], []
+    for part in parts:
+        single = start_learner(tiny(clip=1e6))
+        losses.append(single.step([part], 1.0).loss)
+        gradients.append(single.state.network.conv_in.weight.grad)
+    got = one.state.network.conv_in.weight.grad
+
+    def check(mean):  # float32: three sums of a few thousand terms
+        assert float((got - mean).norm() / mean.norm()) < 1e-5
+
+    check(sum(gradients) / 3)
+    must_fail(check, sum(gradients) / 2)
+    assert outcome.loss == pytest.approx(np.mean(losses), rel=1e-5)
+    assert outcome.t.tolist() == np.concatenate([part.draws.t for part in parts]).tolist() and len(outcome.errors) == 6
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_gradient_scaler_changes_nothing_but_skips_infinities(optimizer):
+    """Scaled by a power of two and back, every bit of a float32 gradient is the same."""
+    if optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("needs torch 2.9")
+
+    def learned(scaler):
+        config = tiny(optimizer=optimizer, clip=0.1)
+        state, _ = start(config)
+        processes = Processes(CPU, torch.float32)
+        processes.accelerator.scaler = scaler
+        one = Learner(config, state, state.objective, processes)
+        if scaler:  # what accelerate sets for fp16, which it refuses on a CPU; after the network, which stays float32
+            processes.accelerator.native_amp, processes.accelerator.state._mixed_precision = True, "fp16"
+        return one, [one.step([micro_batch(step=step)], 1.0) for step in range(2)]
+
+    plain, outcomes = learned(None)
+    scaled, others = learned(torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    for one, two in zip(outcomes, others, strict=True):
+        assert one.loss == two.loss and one.norm == pytest.approx(two.norm, rel=1e-6)
+    assert scaled.scaled and not plain.scaled and scaled.state.scaler["scale"] == 2.0**10
+    assert_same(scaled.state.network.state_dict(), plain.state.network.state_dict())
+    before = copy.deepcopy(scaled.state.network.state_dict())
+    scaled.state.objective.losses = lambda output, *rest: output.flatten(1).mean(1) * math.inf
+    assert not math.isfinite(scaled.step([micro_batch()], 1.0).norm)
+    assert_same(scaled.state.network.state_dict(), before)
+    assert scaled.state.scaler["scale"] == 2.0**9
+
+
+def gradients_like(network, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(p.shape, generator=generator) for p in network.parameters()]
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
+def test_muon_moves_the_inner_matrices_and_adamw_the_rest():
+    """The same steps with torch's two optimisers on flattened copies."""
+    config = tiny(optimizer="muon", lr=0.01, muon_lr=0.02, weight_decay=0.1)
+    network = build_network(config)
+    extra = torch.nn.Parameter(torch.ones(3))
+    names = [name for name, _ in network.named_parameters()]
+    inner = [p.ndim > 1 and not n.startswith(("conv_in", "conv_out")) for n, p in network.named_parameters()]
+    assert 10 < sum(inner) < len(inner) - 10
+    ours_all, inner = [*network.parameters(), extra], [*inner, False]
+    copies = [p.detach().clone().flatten(1 if m else 0) for p, m in zip(ours_all, inner, strict=True)]
+    copies = [torch.nn.Parameter(tensor) for tensor in copies]
+    flat = [c for c, m in zip(copies, inner, strict=True) if m]
+    rest = [c for c, m in zip(copies, inner, strict=True) if not m]
+    muon = torch.optim.Muon(flat, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    other = torch.optim.AdamW(rest, lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
+    ours = build_optimizer(network, [extra], config)
+    for step in range(3):
+        for group in (*muon.param_groups, *other.param_groups):
+            group["lr"] = (0.02 if group in muon.param_groups else 0.01) * (1 - step / 4)
+        assert set_rate(ours, config, 1 - step / 4) == pytest.approx(0.01 * (1 - step / 4))
+        gradients = [*gradients_like(network, step), torch.ones(3)]
+        for parameter, copied, gradient in zip(ours_all, copies, gradients, strict=True):
+            parameter.grad, copied.grad = gradient, gradient.reshape(copied.shape).clone()
+        ours.share_gradients()
+        ours.step()
+        muon.step()
+        other.step()
+        ours.zero_grad()
+        assert all(p.grad is None for p in ours_all)
+    for name, got, expected in zip([*names, "extra"], ours_all, copies, strict=True):
+        assert torch.allclose(got.flatten(), expected.flatten(), rtol=1e-5, atol=1e-6), name
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
+def test_muon_moves_a_network_that_was_moved():
+    """Moving a network (also to "cpu:0") gives its parameters new memory, which the matrices have to share again."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(4, 2, 3))
+    optimizer = MuonWithAdamW([m.weight for m in network], [[m.bias for m in network]], tiny(optimizer="muon"))
+    for parameter in network.parameters():
+        parameter.data = parameter.data.clone()
+        parameter.grad = torch.ones_like(parameter)
+    before = copy.deepcopy(network.state_dict())
+    optimizer.share_gradients()
+    optimizer.step()
+    assert all(not torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_muon_needs_a_new_torch(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(UsageError, match=r"torch 2\.9 or newer, this is .*--set optimizer=adamw"):
+        build_optimizer(torch.nn.Linear(2, 2), [], tiny(optimizer="muon"))
 
 
 def test_training_learns(photos, tmp_path):
     def gain(lr):
-        out = train(tiny(lr=lr, steps=80, ema=0.8), [photos], tmp_path / str(lr), validate_every=8)
+        out = train(tiny(lr=lr, steps=80, ema=0.8, validate_every=8), [photos], tmp_path / str(lr))
         rows = rows_of(out)
         return float(rows[-1]["psnr_50"]) - float(rows[0]["psnr_50"]), float(rows[0]["loss"]) - float(rows[-1]["loss"])
 
@@ -218,31 +323,57 @@ def test_training_learns(photos, tmp_path):
     must_fail(check, *gain(1e-12))
 
 
+def test_a_budget_of_minutes_ends_the_training(photos, tmp_path, monkeypatch):
+    """A second of the clock passes each time it is asked; what remains is for the validation, which happens once."""
+    ticks = iter(range(10**6))
+    monkeypatch.setattr(optimizers.time, "monotonic", lambda: next(ticks))
+    seen = []
+    config = tiny(minutes=0.5, steps=10**6, lr=0.01, decay="linear", validate_every=1)
+    out = train(config, [photos], tmp_path / "out", report=seen.append)
+    end = seen.pop()
+    assert (end["step"], end["progress"], end["remaining"]) == (seen[-1]["step"], 1, 0) and 3 < end["step"] < 30
+    rates = [facts["lr"] for facts in seen]
+    assert rates == sorted(rates, reverse=True) and rates[0] == pytest.approx(0.01, rel=0.2)
+    assert rates[-1] < 0.3 * rates[0] and len(rows_of(out)) == end["step"]
+
+
 # Stopping, resuming, and what is on the disk
 
 
 @pytest.fixture(scope="module")
 def unbroken(photos, tmp_path_factory):
     """Six steps in one go."""
-    return train(tiny(), [photos], tmp_path_factory.mktemp("runs") / "unbroken", validate_every=2)
+    return train(tiny(validate_every=2), [photos], tmp_path_factory.mktemp("runs") / "unbroken")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_is_the_same_training(photos, tmp_path, unbroken, number):
+RICH = {"optimizer": "muon", "ema": (0.5, 0.9), "accumulate": 2, "crops": (16, 24), "pixels": 1152}
+RICH |= {"weighting": "uncertainty", "prediction": "v_prediction", "decay": "constant"}
+
+
+@pytest.mark.parametrize("number, changes", [(signal.SIGINT, {}), (signal.SIGTERM, RICH)], ids=["plain", "rich"])
+def test_stopped_and_resumed_is_the_same_training(photos, tmp_path, unbroken, number, changes):
+    config = tiny(validate_every=2, **changes)
+    whole = train(config, [photos], tmp_path / "whole") if changes else unbroken
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    out = train(tiny(), [photos], tmp_path / "out", report=send(number, at=3), validate_every=2)
+    out = train(config, [photos], tmp_path / "out", report=send(number, at=3))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert saved_state(out)["step"] == 3
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").is_file() and not leftovers(out)
-    train(tiny(), [photos], out, resume=True, validate_every=2)
-    one, two = saved_state(unbroken), saved_state(out)
+    train(config, [photos], out, resume=True)
+    one, two = saved_state(whole), saved_state(out)
     assert one.pop("seconds") > 0 and two.pop("seconds") > 0
     assert_same(one, two)
     one["network"]["conv_in.weight"][0, 0, 0, 0] += 1e-6
     must_fail(assert_same, one, two)
     for name in ("step", "loss", "psnr_50"):
-        assert [row[name] for row in rows_of(out)] == [row[name] for row in rows_of(unbroken)], name
+        assert [row[name] for row in rows_of(out)] == [row[name] for row in rows_of(whole)], name
     assert not leftovers(out)
+    if changes:
+        assert float(one["objective"]["uncertainty.coefficients"].abs().max()) > 0
+        columns = {f"psnr_ema_{decay}" for decay in (0.5, 0.9)}
+        assert columns <= rows_of(out)[-1].keys() and rows_of(out)[-1]["ema"] in ("0.5", "0.9")
+        exported = json.loads((out / "provenance.json").read_text())["exported"]
+        assert exported == {"step": 6, "ema": one["ema"]["best"], "compared": [0.5, 0.9]}
 
 
 def test_the_second_signal_interrupts_at_once(photos, tmp_path):
@@ -278,16 +409,27 @@ def test_the_flag_leaves_other_threads_alone():
     assert not errors
 
 
+def test_a_launcher_may_pass_on_the_signal_once_more():
+    with StopFlag(patient=True) as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop
+
+
 @pytest.fixture
 def saved(tmp_path):
     """(state, folder) with a checkpoint at step 1 and an exported model."""
     config = tiny()
-    state = TrainingState.start(build_network(config), config, tmp_path, CPU, resume=False)
+    state, _ = start(config)
     state.advance()
     state.save(tmp_path, 1.0)
-    export_pipeline(state.ema, build_scheduler(config), config, tmp_path)
+    export(state, tmp_path)
     state.advance()
     return state, tmp_path
+
+
+def export(state, out):
+    export_pipeline(state.averages.exported, build_scheduler(tiny()), tiny(), out)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -312,7 +454,7 @@ def test_a_kill_leaves_the_last_complete_checkpoint(saved, moment):
             else:
                 os.replace = die
             if moment == "exporting":
-                export_pipeline(state.ema, build_scheduler(tiny()), tiny(), out)
+                export(state, out)
             state.save(out, 2.0)
         finally:
             die()
@@ -321,7 +463,7 @@ def test_a_kill_leaves_the_last_complete_checkpoint(saved, moment):
     assert saved_state(out)["step"] == 1
     load_prior(out)
     state.save(out, 2.0)
-    export_pipeline(state.ema, build_scheduler(tiny()), tiny(), out)
+    export(state, out)
     assert saved_state(out)["step"] == 2 and not leftovers(out)
 
 
@@ -347,9 +489,9 @@ def test_a_full_disk_leaves_the_old_checkpoint(saved, monkeypatch, error):
 def test_a_full_disk_leaves_the_old_model(saved, monkeypatch):
     state, out = saved
     before = (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
-    monkeypatch.setattr(type(state.ema), "save_pretrained", lambda *a, **k: (_ for _ in ()).throw(FULL))
+    monkeypatch.setattr(type(state.network), "save_pretrained", lambda *a, **k: (_ for _ in ()).throw(FULL))
     with pytest.raises(CheckpointError, match="No space left"):
-        export_pipeline(state.ema, build_scheduler(tiny()), tiny(), out)
+        export(state, out)
     assert (out / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before and not leftovers(out)
 
 
@@ -378,51 +520,66 @@ def test_an_output_that_holds_something(photos, tmp_path, unbroken):
         train(tiny(), [photos], tmp_path / "prior", resume=True)
 
 
+OTHER = {"channels": 1, "widths": (8, 8), "blocks": 2, "groups": 8, "schedule": "cosine", "schedule_steps": 500}
+OTHER |= {"prediction": "sample", "weighting": "edm", "value_range": (0, 2), "optimizer": "muon", "init": "natural"}
+OTHER |= {"holdout": 2, "seed": 1}
+
+
 @pytest.mark.parametrize("name", FIXED)
 def test_a_resume_keeps_what_it_must(photos, unbroken, name):
-    other = {"channels": 1, "widths": (8, 8), "blocks": 2, "groups": 8, "schedule": "cosine", "schedule_steps": 500}
-    other |= {"holdout": 2, "seed": 1}
     with pytest.raises(UsageError) as caught:
-        train(tiny(**{name: other[name]}), [photos], unbroken, resume=True)
+        train(tiny(**{name: OTHER[name]}), [photos], unbroken, resume=True)
     message = str(caught.value)
-    assert f"{name}={getattr(tiny(), name)!r} (now {other[name]!r})" in message and "\n" not in message
+    other = getattr(tiny(**{name: OTHER[name]}), name)
+    assert f"{name}={getattr(tiny(), name)!r} (now {other!r})" in message and "\n" not in message
     assert "steps, minutes, lr" in message
 
 
-def test_a_resume_may_change_the_rest(photos, unbroken, tmp_path):
+def test_a_resume_may_change_the_rest(photos, unbroken, tmp_path, caplog):
     import shutil
 
     out = Path(shutil.copytree(unbroken, tmp_path / "out"))
     changes = {"steps": 8, "minutes": 60, "lr": 1e-3, "weight_decay": 0.5, "weights": {"a": 2}, "crops": (32,)}
-    train(tiny(**changes | {"pixels": 1024}), [photos], out, resume=True, validate_every=2)
+    changes |= {"ema": (0.9, 0.999), "pixels": 1024, "validate_every": 2}
+    with caplog.at_level(logging.INFO, "invdiff"):
+        train(tiny(**changes), [photos], out, resume=True)
+    assert "lr 0.0004 -> 0.001" in caplog.text and "ema (0.999,) -> (0.9, 0.999)" in caplog.text
     state = saved_state(out)
     assert state["step"] == 8 and state["optimizer"]["param_groups"][0]["weight_decay"] == 0.5
+    assert set(state["ema"]["modules"]) == {"0.9", "0.999"}
     assert [row["step"] for row in rows_of(out)] == ["2", "4", "6", "8"]
     assert TrainingConfig.from_dict(json.loads((out / "recipe.json").read_text())).weights == {"a": 2.0}
     stamp = (out / "training" / "state.pt").stat().st_mtime_ns
-    train(tiny(steps=8), [photos], out, resume=True)  # its budget is used up
+    train(tiny(steps=8, ema=(0.9, 0.999)), [photos], out, resume=True)  # its budget is used up
     assert (out / "training" / "state.pt").stat().st_mtime_ns == stamp
 
 
 def test_states_of_other_networks_and_other_files(tmp_path, saved):
     _, out = saved
-    other = tiny(widths=(8, 8))
     with pytest.raises(CheckpointError, match=r"size mismatch for .*") as caught:
-        TrainingState.start(build_network(other), other, out, CPU, resume=True)
+        start(tiny(widths=(8, 8)), out, resume=True)
     assert "\n" not in str(caught.value)
     torch.save({"network": {}}, out / "training" / "state.pt")
     with pytest.raises(CheckpointError, match="it lacks ema, optimizer, step, seconds"):
-        TrainingState.start(build_network(tiny()), tiny(), out, CPU, resume=True)
+        start(tiny(), out, resume=True)
 
 
-def test_states_of_the_first_version_can_be_resumed(saved):
-    """They have no "loss", and no names of the images held back beside them."""
-    _, out = saved
+def test_states_of_the_first_version_can_be_resumed(photos, tmp_path, unbroken):
+    """They have one average without its decay, and neither an objective nor the state of the logs."""
+    config = tiny(validate_every=2)
+    out = train(config, [photos], tmp_path / "out", report=send(signal.SIGINT, at=3))
     content = saved_state(out)
-    del content["loss"]
-    torch.save(content, out / "training" / "state.pt")
-    state = TrainingState.start(build_network(tiny()), tiny(), out, CPU, resume=True)
-    assert state.step == 1 and math.isnan(state.loss)
+    old = {key: content[key] for key in ("network", "optimizer", "step", "seconds", "loss", "scaler")}
+    torch.save(old | {"ema": content["ema"]["modules"]["0.999"]}, out / "training" / "state.pt")
+    recipe = json.loads((out / "recipe.json").read_text())
+    first = ("channels", "widths", "blocks", "groups", "schedule", "schedule_steps", "crops", "pixels", "downscale")
+    first += ("low_noise", "weights", "steps", "minutes", "lr", "warmup", "weight_decay", "clip", "holdout", "seed")
+    (out / "recipe.json").write_text(json.dumps({key: recipe[key] for key in first} | {"ema": 0.999}))
+    (out / "provenance.json").unlink()
+    train(config, [photos], out, resume=True)
+    one, two = saved_state(unbroken), saved_state(out)
+    for key in ("network", "ema", "optimizer", "step", "loss"):
+        assert_same(one[key], two[key])
 
 
 def test_the_log_drops_rows_beyond_the_checkpoint(tmp_path):
@@ -439,26 +596,200 @@ def test_the_log_drops_rows_beyond_the_checkpoint(tmp_path):
     assert path.read_text().splitlines() == ["step,loss", "2,1"]
 
 
-def test_the_columns_of_the_log(unbroken):
-    lines = (unbroken / "log.csv").read_text().splitlines()
-    assert lines[0] == "step,seconds,loss,psnr_5,psnr_15,psnr_25,psnr_50,psnr_100"
-    assert [line.split(",")[0] for line in lines[1:]] == ["2", "4", "6"]
+def poison(monkeypatch, where, at):
+    """Make the loss, or only its gradient, infinite or NaN at the micro-step number `at`."""
+    losses, calls = Objective.losses, iter(range(10**6))
+
+    def poisoned(self, output, *arguments):
+        values = losses(self, output, *arguments)
+        if next(calls) == at:
+            # d sqrt(x) / dx is infinite at zero, where the value is still finite.
+            return values * math.nan if where == "loss" else values + (output.sum() * 0).sqrt()
+        return values
+
+    monkeypatch.setattr(Objective, "losses", poisoned)
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_training(photos, tmp_path, monkeypatch, where):
-    def poisoned(network, batch, schedule, config, step, device):
-        loss = simple_loss(network, batch, schedule, config, step, device)
-        if step == 2:
-            # d sqrt(x) / dx is infinite at zero, where the value is still finite.
-            return loss * math.nan if where == "loss" else loss + (network.conv_out.bias.sum() * 0).sqrt()
-        return loss
-
-    monkeypatch.setattr(engine, "simple_loss", poisoned)
-    with pytest.raises(NumericalError, match=rf"training {where} is .* at step 2.*--lr"):
-        train(tiny(), [photos], tmp_path / "out", save_minutes=1e-9)
-    content = saved_state(tmp_path / "out")
+    poison(monkeypatch, where, at=2)
+    out = tmp_path / "out"
+    with pytest.raises(NumericalError) as caught:
+        train(tiny(save_minutes=1e-9), [photos], out)
+    said = str(caught.value)
+    assert f"training {where} is nan at step 2; the last good checkpoint is {out}/training/state.pt of step 2" in said
+    assert "--resume" in said and "--lr" in said and "\n" not in said
+    content = saved_state(out)
     assert content["step"] == 2 and all(v.isfinite().all() for v in content["network"].values())
+
+
+def test_what_is_not_finite_before_the_first_checkpoint(photos, tmp_path, monkeypatch):
+    poison(monkeypatch, "loss", at=1)
+    with pytest.raises(NumericalError, match="is nan at step 1; no checkpoint was saved yet: start again"):
+        train(tiny(), [photos], tmp_path / "out")
+    monkeypatch.undo()
+    out = train(tiny(steps=2), [photos], tmp_path / "out")
+    poison(monkeypatch, "loss", at=0)
+    with pytest.raises(NumericalError, match=r"at step 2; the last good checkpoint is .* of step 2"):
+        train(tiny(), [photos], out, resume=True)
+
+
+OUT_OF_MEMORY = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: 12 bytes"),
+]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=["cuda", "python", "cpu"])
+def test_out_of_memory_proposes_batch_and_accumulation(photos, tmp_path, monkeypatch, error):
+    def full(self, *arguments):
+        raise error
+
+    monkeypatch.setattr(Objective, "noisy", full)
+    with pytest.raises(InvdiffError) as caught:
+        train(tiny(accumulate=3, pixels=1024), [photos], tmp_path / "out")
+    assert "out of memory at step 0, on cpu; use --set pixels=512 --set accumulate=6" in str(caught.value)
+    proposed = tiny(accumulate=6, pixels=512)
+    assert proposed.pixels * proposed.accumulate == 1024 * 3
+    monkeypatch.setattr(Objective, "noisy", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny(), [photos], tmp_path / "other")
+
+
+def test_less_memory_where_a_batch_is_one_crop():
+    config = tiny(crops=(16, 24, 32), pixels=1024)
+    assert "--set crops=16,24" in less_memory(config, (1, 3, 32, 32))
+    assert "--widths" in less_memory(config, (1, 3, 16, 16))
+
+
+# Compiled
+
+
+class Broken(torch.nn.Module):
+    """What torch.compile returns where there is no compiler: it fails when it is called."""
+
+    def forward(self, *arguments):
+        from torch._dynamo.exc import TorchDynamoException
+
+        raise TorchDynamoException("no C++ compiler\nhere")
+
+
+def test_training_goes_on_where_it_cannot_be_compiled(photos, tmp_path, monkeypatch, unbroken, caplog):
+    monkeypatch.setattr(learner, "compiled", lambda network, config: Broken())
+    out = train(tiny(compile=True, validate_every=2), [photos], tmp_path / "out")
+    assert_same(saved_state(out)["network"], saved_state(unbroken)["network"])
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert warnings == ["torch.compile failed, training goes on without it (no C++ compiler)"]
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_same_training(photos, tmp_path, monkeypatch):
+    """Traced as for a compiler, with kernels that are torch's own: writing them takes minutes."""
+    compile = torch.compile
+    traced = []
+
+    def trace(network, **options):
+        traced.append(network)
+        return compile(network, backend="eager", **options)
+
+    monkeypatch.setattr(torch, "compile", trace)
+    small = {"widths": (8,), "steps": 3, "crops": (8, 16)}
+    states = []
+    for compiled in (True, False):
+        states.append(saved_state(train(tiny(**small, compile=compiled), [photos], tmp_path / str(compiled))))
+    assert len(traced) == 1
+    assert_same(states[0]["network"], states[1]["network"])
+
+
+# What a training starts from, and what is told about it
+
+
+def test_a_training_starts_from_a_prior(photos, tmp_path, unbroken):
+    changes = {"init": str(unbroken), "lr": 1e-12, "steps": 1, "seed": 5}
+    out = train(tiny(**changes), [photos], tmp_path / "out")
+    given = {name: value.half() for name, value in saved_state(unbroken)["ema"]["modules"]["0.999"].items()}
+    for key in (saved_state(out)["network"], saved_state(out)["ema"]["modules"]["0.999"]):
+        for name, value in key.items():
+            assert torch.allclose(value, given[name].float(), atol=1e-9), name
+    origin = json.loads((out / "provenance.json").read_text())["sessions"][0]["init"]
+    assert origin["source"] == str(unbroken) and len(origin["sha256"]) == 64
+    train(tiny(**changes | {"steps": 2}), [photos], out, resume=True)
+    assert saved_state(out)["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (
+            {"widths": (8, 8), "blocks": 2},
+            r"does not fit widths=\(8, 8\), blocks=2; .*--set widths=8,16 --set blocks=1",
+        ),
+        ({"groups": 8, "channels": 1}, "--set channels=3 --set groups=4"),
+        ({"prediction": "sample"}, "--set prediction=epsilon"),
+        ({"schedule": "cosine"}, "noise schedule is not schedule='cosine' with schedule_steps=1000"),
+        ({"schedule_steps": 500}, "schedule_steps=500"),
+    ],
+)
+def test_a_prior_to_start_from_has_to_fit(tmp_path, photos, unbroken, changes, words):
+    with pytest.raises(UsageError, match=words) as caught:
+        train(tiny(init=str(unbroken), **changes), [photos], tmp_path / "out")
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+def test_a_prior_with_other_layers_is_no_start(tmp_path, photos):
+    from diffusers import UNet2DModel
+
+    network = UNet2DModel(
+        sample_size=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    export_pipeline(network, build_scheduler(tiny()), tiny(), tmp_path / "prior")
+    with pytest.raises(UsageError, match="its layers are others"):
+        train(tiny(init=str(tmp_path / "prior")), [photos], tmp_path / "out")
+
+
+def test_each_session_is_recorded(photos, tmp_path):
+    out = train(tiny(), [photos], tmp_path / "out", report=send(signal.SIGINT, at=2))
+    train(tiny(lr=1e-3), [photos], out, resume=True)
+    content = json.loads((out / "provenance.json").read_text())
+    one, two = content["sessions"]
+    assert [(s["first_step"], s["last_step"]) for s in (one, two)] == [(0, 2), (2, 6)]
+    assert one["settings"] == json.loads(json.dumps(tiny().to_dict())) and two["settings"]["lr"] == 1e-3
+    assert one["seed"] == 0 and one["data"] == [str(photos)] and one["init"] is None
+    assert one["versions"]["torch"] == torch.__version__ and {"invdiff", "diffusers", "numpy"} <= one["versions"].keys()
+    assert one["device"].startswith("cpu (") and one["processes"] == 1 and one["precision"] == "float32"
+    assert one["started"] <= one["saved"] <= two["started"] <= two["saved"] and one["command"]
+    assert content["exported"] == {"step": 6, "ema": 0.999, "compared": [0.999]}
+    assert provenance.earlier_data(out) == (str(photos),) and provenance.earlier_data(tmp_path) == ()
+
+
+def test_the_commit_is_that_of_the_packages_own_repository(tmp_path):
+    def git(*arguments):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(("git", "-C", tmp_path, *identity, *arguments), check=True, capture_output=True)
+
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    assert provenance.git_state(package) is None
+    try:
+        git("init")
+    except FileNotFoundError:
+        pytest.skip("needs git")
+    git("commit", "--allow-empty", "-m", "nothing")
+    assert provenance.git_state(package) is None  # an environment inside somebody's repository
+    git("add", "package")
+    git("commit", "-m", "the package")
+    state = provenance.git_state(package)
+    assert len(state["commit"]) == 40 and state["dirty"] is False
+    (package / "new.py").write_text("")
+    assert provenance.git_state(package) == {"commit": state["commit"], "dirty": True}
 
 
 # The exported folder
@@ -471,10 +802,10 @@ def test_the_exported_folder(unbroken):
     from invdiff.priors import load_prior
 
     weights = load_file(unbroken / "unet" / "diffusion_pytorch_model.safetensors")
-    ema = saved_state(unbroken)["ema"]
+    ema = saved_state(unbroken)["ema"]["modules"]["0.999"]
     assert {value.dtype for value in weights.values()} == {torch.float16}
     assert_same(weights, {name: value.half() for name, value in ema.items()})
-    assert TrainingConfig.from_dict(json.loads((unbroken / "recipe.json").read_text())) == tiny()
+    assert TrainingConfig.from_dict(json.loads((unbroken / "recipe.json").read_text())) == tiny(validate_every=2)
 
     network = build_network(tiny())
     network.load_state_dict(ema)
@@ -495,6 +826,15 @@ def test_the_exported_folder(unbroken):
 def test_the_exported_scheduler_has_the_schedule_of_the_training(name):
     exported = build_scheduler(tiny(schedule=name, schedule_steps=100)).alphas_cumprod
     np.testing.assert_allclose(exported, Schedule.named(name, 100).alphas_bar, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["epsilon", "sample", "v_prediction"])
+def test_the_exported_scheduler_has_the_prediction_of_the_training(name, tmp_path):
+    from invdiff.priors import load_prior
+
+    config = tiny(prediction=name)
+    export_pipeline(build_network(config), build_scheduler(config), config, tmp_path)
+    assert load_prior(tmp_path).prediction == name
 
 
 def test_the_seed_decides_the_weights_and_global_state_is_left_alone():
@@ -531,359 +871,3 @@ def test_denoising_psnr_is_that_of_skimage():
         assert scores[sigma] == pytest.approx(np.mean(exact), abs=1e-4)
     assert denoising_psnr(Identity(), images) == scores
     assert denoising_psnr(Identity(), images, seed=1) != scores
-
-
-# Settings
-
-
-BAD_SETTINGS = {
-    "channels": (2, "3", True, None),
-    "widths": ((), (8, 0), "8,16", 8, (8.5, 16)),
-    "blocks": (0, 1.5),
-    "groups": (0, 3),
-    "schedule": ("linaer", 3),
-    "schedule_steps": (0, "many"),
-    "crops": ((), (15,), (0,), 16),
-    "pixels": (255, 1e9),
-    "downscale": (-0.1, 1.1, math.nan, "half"),
-    "low_noise": (-0.1, 1.1, math.nan),
-    "weights": ({"a": -1}, {"a": "much"}, {"a": math.inf}, 3, {1: 1}),
-    "steps": (0, 2.5, True),
-    "minutes": (0, -1, math.inf, "long"),
-    "lr": (0, -1, math.nan, math.inf, "high"),
-    "warmup": (-1,),
-    "weight_decay": (-1, math.nan),
-    "clip": (0, math.nan),
-    "ema": (-0.1, 1.0, math.nan),
-    "holdout": (0,),
-    "seed": (-1, 0.5),
-}
-
-
-@pytest.mark.parametrize("name", BAD_SETTINGS)
-def test_a_bad_setting_is_named(name):
-    for value in BAD_SETTINGS[name]:
-        with pytest.raises(UsageError, match=rf"(setting {name}=|unknown {name} )") as caught:
-            tiny(**{name: value})
-        assert "\n" not in str(caught.value)
-    assert set(BAD_SETTINGS) == set(TrainingConfig().to_dict())
-
-
-def test_settings_from_plain_data():
-    config = tiny(weights={"a": 2}, minutes=90, schedule="cosine")
-    assert TrainingConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(UsageError, match="Did you mean 'warmup'"):
-        TrainingConfig.from_dict({"warm_up": 3})
-
-
-# Data: what is found
-
-
-def png(path, colour=(10, 20, 30), size=(32, 32), mode="RGB"):
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
-    return path
-
-
-def pack(path, folder, mode="w"):
-    import tarfile
-
-    with tarfile.open(path, mode) as tar:
-        tar.add(folder, arcname=".")
-    return path
-
-
-def test_folders_and_tars(tmp_path):
-    from invdiff.training.entries import find_entries
-
-    root = tmp_path / "photos"
-    for name in ("b/1.png", "b/deep/2.PNG", "3.jpg", ".hidden/4.png", "b/._5.png"):
-        png(root / name)
-    (root / "notes.txt").write_text("not an image")
-    groups = {"b/1.png": "b", "b/deep/2.PNG": "b", "3.jpg": "photos"}
-    entries = find_entries([root])
-    assert {e.name: e.group for e in entries} == groups
-    assert [e.key for e in entries] == ["photos/3.jpg", "b/1.png", "b/deep/2.PNG"]
-    tar = pack(tmp_path / "packed.tar", root)
-    packed = find_entries([tar])
-    assert {e.name: e.group for e in packed} == groups | {"3.jpg": "packed"}
-    assert {e.name: e.read() for e in packed} == {name: (root / name).read_bytes() for name in groups}
-    both = tmp_path / "both"
-    png(both / "c" / "6.png")
-    tar.rename(both / "packed.tar")
-    assert len(find_entries([both])) == 4 and len(find_entries([both, str(root)])) == 7
-    same = find_entries([root / "b"])[0]
-    assert same.name == "1.png" and same.key == "b/1.png"  # as when its folder is given
-
-
-def test_compressed_archives_are_refused(tmp_path, caplog):
-    from invdiff.training.entries import find_entries
-
-    png(tmp_path / "photos" / "1.png")
-    packed = pack(tmp_path / "packed.tar.gz", tmp_path / "photos", "w:gz")
-    with pytest.raises(InvdiffError, match=r"packed\.tar\.gz.*unpack it"):
-        find_entries([packed])
-    packed.rename(tmp_path / "photos" / "packed.tar.gz")
-    assert len(find_entries([tmp_path / "photos"])) == 1
-    assert "packed.tar.gz: unpack it" in caplog.text
-
-
-def test_data_that_cannot_be_used(tmp_path):
-    def refused(words, *sources):
-        with pytest.raises(InvdiffError, match=words) as caught:
-            train(tiny(), sources, tmp_path / "out")
-        assert "\n" not in str(caught.value)
-        assert not (tmp_path / "out").exists()
-
-    refused("nowhere: no such file", tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    refused("empty: no images", tmp_path / "empty")
-    (tmp_path / "list.txt").write_text("a.png")
-    refused("list.txt: not a folder", tmp_path / "list.txt")
-    (tmp_path / "text.tar").write_text("this is no archive " * 100)
-    refused("text.tar", tmp_path / "text.tar")
-    for name in ("1.png", "2.png", "3.png"):
-        (tmp_path / "broken" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "broken" / name).write_text("not an image")
-    refused("none of the 3 images can be read", tmp_path / "broken")
-    one = png(tmp_path / "one" / "1.png").parent
-    refused("at least two images", one)
-    refused("at least two images", one, one)
-    for name in ("1.png", "2.png", "3.png"):
-        png(tmp_path / "small" / name, size=(32, 8))
-    refused(r"none of the 2 training images .* 2 cannot be read or are too small.*--crop", tmp_path / "small")
-    good = png(tmp_path / "good" / "1.png").parent
-    with pytest.raises(InvdiffError, match=r"have a side below 64; use smaller crops"):
-        train(tiny(crops=(16, 64), pixels=64 * 64), [good, good.parent / "one"], tmp_path / "out")
-    png(good / "2.png")
-    with pytest.raises(UsageError, match=r"'goood'.*Did you mean 'good'"):
-        train(tiny(weights={"goood": 2}), [good], tmp_path / "out")
-    with pytest.raises(UsageError, match="every folder has weight zero"):
-        train(tiny(weights={"good": 0}), [good], tmp_path / "out")
-
-
-# Data: what is decoded
-
-
-def encoded(image, kind="PNG", **options):
-    import io
-
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def ramp(dtype=np.uint8, scale=1):
-    return (np.arange(256, dtype=np.float64).reshape(16, 16) * scale).astype(dtype)
-
-
-def test_every_kind_of_picture_as_colour_and_as_grey(tmp_path):
-    from PIL import Image
-
-    from invdiff.images import write_image
-    from invdiff.training.photographs import decode
-
-    grey = ramp()
-    alpha = Image.fromarray(np.stack([grey, np.full_like(grey, 128)], -1), "LA")
-    over_white = np.rint(255 - (255.0 - grey) * 128 / 255)
-    palette = Image.fromarray(grey).convert("P")
-    clear = Image.new("P", (16, 16), 3)
-    clear.putpalette([0] * 768)
-    deep = tmp_path / "deep.png"
-    write_image(deep, torch.from_numpy(grey / 255.0).float().expand(3, -1, -1), bits=16)
-    cases = {
-        "grey": (encoded(Image.fromarray(grey)), grey),
-        "colour": (encoded(Image.fromarray(np.stack([grey] * 3, -1))), grey),
-        "16-bit grey": (encoded(Image.fromarray(ramp(np.uint16, 257))), grey),
-        "16-bit grey TIFF": (encoded(Image.fromarray(ramp(np.uint16, 257)), "TIFF"), grey),
-        "16-bit colour": (deep.read_bytes(), grey),
-        "float TIFF": (encoded(Image.fromarray(ramp(np.float32, 1 / 255)), "TIFF"), grey),
-        "1-bit": (encoded(Image.fromarray(grey > 99)), np.where(grey > 99, 255, 0)),
-        "grey with alpha": (encoded(alpha), over_white),
-        "colour with alpha": (encoded(alpha.convert("RGBA")), over_white),
-        "palette": (encoded(palette), grey),
-        "palette with a clear colour": (encoded(clear, transparency=3), np.full((16, 16), 255)),
-        "CMYK": (encoded(Image.new("CMYK", (16, 16), (0, 0, 0, 155)), "JPEG", quality=100), np.full((16, 16), 100)),
-    }
-    for name, (data, expected) in cases.items():
-        for channels in (1, 3):
-            pixels = decode(data, channels)
-            assert pixels.dtype == np.uint8 and pixels.shape == (16, 16, channels), name
-            assert np.abs(pixels.astype(int) - expected[..., None]).max() <= 1, (name, channels)
-    red = decode(encoded(Image.new("RGB", (16, 16), (200, 100, 50))), 1)
-    assert abs(int(red[0, 0, 0]) - (0.299 * 200 + 0.587 * 100 + 0.114 * 50)) <= 1
-    for image in (Image.fromarray(ramp(np.float32, 1.0)), Image.fromarray(ramp(np.int32, 9))):
-        with pytest.raises(InvdiffError, match=r"outside|full scale"):
-            decode(encoded(image, "TIFF"), 3)
-
-
-def test_broken_files_are_skipped_with_a_count(tmp_path, caplog, photos):
-    from invdiff.training.entries import find_entries
-    from invdiff.training.photographs import Photographs
-
-    picture = next(photos.rglob("*.png"))
-    (tmp_path / "text.png").write_text("not an image")
-    from PIL import Image
-
-    Image.open(picture).save(tmp_path / "whole.jpg")
-    data = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "truncated.jpg").write_bytes(data[: len(data) // 2])
-    (tmp_path / "truncated.png").write_bytes(picture.read_bytes()[:200])
-    (tmp_path / "empty.png").touch()
-    png(tmp_path / "small.png", size=(100, 15))
-    photographs = Photographs(find_entries([tmp_path]), 3, smallest=16)
-    got = {entry.name: photographs.get(index) for index, entry in enumerate(photographs.entries)}
-    assert [name for name, pixels in got.items() if pixels is not None] == ["whole.jpg"]
-    assert len(photographs.broken) == 5
-    for index in range(len(photographs)):
-        photographs.get(index)  # warned about once
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 5 and "(5 skipped so far)" in lines[-1]
-    assert any("small.png: 100x15 is smaller than the crop 16" in line for line in lines)
-
-
-def fake(colours, size=(32, 32), group="a"):
-    """Entries of one colour each, and how often each was read; None makes one that cannot be."""
-    from PIL import Image
-
-    from invdiff.training.entries import Entry
-
-    reads = dict.fromkeys(colours, 0)
-
-    def entry(colour, index):
-        def read():
-            reads[colour] += 1
-            return b"" if colour is None else encoded(Image.new("L", size, colour))
-
-        return Entry(f"{index}.png", group, read)
-
-    return [entry(colour, index) for index, colour in enumerate(colours)], reads
-
-
-def test_the_cache_keeps_to_its_budget():
-    from invdiff.training.photographs import Photographs
-
-    entries, reads = fake([1, 2, 3])
-    photographs = Photographs(entries, 3, 16, cache_gib=2.5 * 32 * 32 * 3 / 2**30)
-    for _ in range(2):
-        for index in range(3):
-            pixels = photographs.get(index)
-            assert pixels is not None and pixels[0, 0, 0] == index + 1
-    assert reads == {1: 1, 2: 1, 3: 2}
-    assert photographs.get(0, side=33) is None and photographs.get(2, side=33) is None
-    assert reads[3] == 2  # its size is known, so nobody decodes it to see
-
-
-# Data: what is drawn
-
-
-def sampler(entries, **changes):
-    from invdiff.training.data import CropSampler
-    from invdiff.training.photographs import Photographs
-
-    config = tiny(**{"channels": 1} | changes)
-    return CropSampler(Photographs(entries, config.channels, min(config.crops)), config)
-
-
-def test_images_are_drawn_by_the_weight_of_their_folder():
-    count = 4000
-    a, b, c = (
-        fake([1, None, 2], group="a")[0],
-        fake([3], group="b")[0],
-        fake([None, None], group="c")[0],
-    )
-    batch = sampler(a + b + c, weights={"a": 3, "c": 1e6}, pixels=count * 256).batch(0)
-    assert batch.shape == (count, 1, 16, 16) and batch.dtype == np.uint8
-
-    def check(expected):  # c has nothing to draw, so a and b share: 3 to 1, and inside a evenly
-        for colour, share in expected.items():
-            assert abs((batch[:, 0, 0, 0] == colour).mean() - share) < 5 * math.sqrt(share * (1 - share) / count)
-
-    check({1: 0.375, 2: 0.375, 3: 0.25})
-    must_fail(check, {1: 1 / 3, 2: 1 / 3, 3: 1 / 3})
-    must_fail(check, {1: 0.25, 2: 0.5, 3: 0.25})
-    only = sampler(a + b, weights={"a": 0}).batch(0)
-    assert set(np.unique(only)) == {3}
-
-
-def test_crops_depend_on_the_seed_and_the_step_alone():
-    def fresh(seed=0):
-        entries = fake([1, None, 2, 5, None, 9])[0]
-        entries += fake([None] * 5, group="b")[0] + fake([7] * 5, (20, 20), group="c")[0]
-        return sampler(entries, seed=seed, crops=(16, 24), pixels=8 * 256)
-
-    worn = fresh()
-    batches = [worn.batch(step) for step in range(8)]  # by now it knows what is broken
-    assert {b.shape[-1] for b in batches} == {16, 24}
-    for step in (7, 3):
-        assert np.array_equal(fresh().batch(step), batches[step])
-        assert np.array_equal(worn.batch(step), batches[step])
-    assert not all(np.array_equal(fresh(seed=1).batch(step), batches[step]) for step in range(8))
-    assert all(7 not in np.unique(b) for b in batches if b.shape[-1] == 24)  # it is too small for those
-
-
-def test_all_eight_orientations_and_reductions_occur():
-    from PIL import Image
-
-    from invdiff.training.entries import Entry
-
-    rows, columns = np.mgrid[:48, :48]
-    data = encoded(Image.fromarray((rows * 4 + columns).astype(np.uint8)))  # steps of 4 down and of 1 across
-    entries = [Entry("1.png", "a", lambda: data)]
-
-    def steps(downscale):
-        batch = sampler(entries, downscale=downscale, pixels=200 * 256).batch(0)[:, 0].astype(int)
-        inner = batch[:, 4:-4, 4:-4]
-        down = (inner[:, -1] - inner[:, 0]).mean(1) / (inner.shape[1] - 1)
-        across = (inner[:, :, -1] - inner[:, :, 0]).mean(1) / (inner.shape[2] - 1)
-        return np.stack([down, across], 1)
-
-    plain = {tuple(pair) for pair in np.rint(steps(0)).astype(int).tolist()}
-    assert plain == {(4, 1), (4, -1), (-4, 1), (-4, -1), (1, 4), (1, -4), (-1, 4), (-1, -4)}
-    factors = np.abs(steps(1)).max(1) / 4
-    assert factors.min() < 1.3 and factors.max() > 2.7 and factors.max() < 3.3
-    share = (np.abs(steps(0.5)).max(1) > 4.2).mean()
-    assert 0.3 < share < 0.7
-
-
-def test_held_back_images_are_never_learned_from(photos, tmp_path, monkeypatch):
-    import shutil
-
-    from PIL import Image
-
-    seen = []
-
-    class Spy(engine.CropSampler):
-        def __init__(self, photographs, config):
-            seen.append({entry.key for entry in photographs.entries})
-            super().__init__(photographs, config)
-
-    monkeypatch.setattr(engine, "CropSampler", Spy)
-    root = Path(shutil.copytree(photos, tmp_path / "photos"))
-    (root / "a" / "broken.png").write_text("never held back")
-    config = tiny(holdout=8, seed=2, steps=2)  # of seven images, a fifth is one
-    out = train(config, [root, root / "a"], tmp_path / "out", report=send(signal.SIGINT, at=1))
-    held = json.loads((out / "training" / "holdout.json").read_text())["held_back"]
-    assert held and not seen[0] & set(held) and len(seen[0] | set(held)) == 7 and "a/broken.png" not in held
-    for index in range(9):  # the data grows; what was held back stays so
-        Image.open(root / "a" / "0.png").save(root / "a" / f"new{index}.png")
-    train(config, [root], out, resume=True)
-    assert json.loads((out / "training" / "holdout.json").read_text())["held_back"] == held
-    assert not seen[1] & set(held) and len(seen[1] | set(held)) == 16
-    for key in held:
-        (root / key).unlink()
-    with pytest.raises(UsageError, match="none of the images held back"):
-        train(config, [root], out, resume=True)
-
-
-def test_the_split_is_random_and_repeatable():
-    from invdiff.training.data import split
-
-    entries = fake(list(range(100)))[0]
-    learning, held = split(entries, 16, seed=0)
-    assert len(held) == 16 and len(learning) == 84
-    assert [e.key for e in split(entries, 16, seed=0)[1]] == [e.key for e in held]
-    assert [e.key for e in split(entries, 16, seed=1)[1]] != [e.key for e in held]
-    assert len(split(entries[:10], 16, seed=0)[1]) == 2

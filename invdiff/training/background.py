@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class StopFlag:
     """True after the first Ctrl-C (or SIGTERM), so that the step in flight ends and the checkpoint is saved.
-    The second one interrupts at once."""
 
-    def __init__(self) -> None:
+    The second one interrupts at once, unless `patient`: a launcher of several processes passes on the signal that its
+    processes got from the terminal already, and kills them itself when they take too long.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
         self.raised = False
+        self.patient = patient
         self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -36,29 +41,43 @@ class StopFlag:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.raised:
+        if self.raised and not self.patient:
             raise KeyboardInterrupt
-        self.raised = True
-        log.warning("stopping: saving the checkpoint (once more to stop at once)")
+        if not self.raised:
+            self.raised = True
+            log.warning("stopping: saving the checkpoint%s", "" if self.patient else " (once more to stop at once)")
 
 
-class Prefetcher:
-    """Yields make(step), make(step + 1), ... with a few of them prepared ahead by worker threads."""
+@contextlib.contextmanager
+def beside(task: Callable[..., object]) -> Iterator[None]:
+    """Runs task(stop=...) in a thread while the block runs; stop() is true from its end on."""
+    ended = threading.Event()
+    thread = threading.Thread(target=task, kwargs={"stop": ended.is_set}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
-    def __init__(self, make: Callable[[int], np.ndarray], first: int, ahead: int = 4, workers: int = 1) -> None:
+
+class Prefetcher(Generic[T]):
+    """Yields make(step), make(step + 1), ... with `ahead` of them prepared ahead by `workers` threads."""
+
+    def __init__(self, make: Callable[[int], T], first: int, ahead: int = 4, workers: int = 1) -> None:
         self._make, self._next = make, first
         self._pool = ThreadPoolExecutor(workers)
         self._pending = [self._submit() for _ in range(ahead)]
 
-    def _submit(self) -> Future[np.ndarray]:
+    def _submit(self) -> Future[T]:
         future = self._pool.submit(self._make, self._next)
         self._next += 1
         return future
 
-    def __enter__(self) -> Iterator[np.ndarray]:
+    def __enter__(self) -> Iterator[T]:
         return self._batches()
 
-    def _batches(self) -> Iterator[np.ndarray]:
+    def _batches(self) -> Iterator[T]:
         while True:
             batch = self._pending.pop(0).result()
             self._pending.append(self._submit())

@@ -18,6 +18,8 @@ import torch
 
 from invdiff.errors import CheckpointError
 from invdiff.training.config import TrainingConfig
+from invdiff.training.ema import Averages
+from invdiff.training.optimizers import build_optimizer
 
 
 def state_path(out: Path) -> Path:
@@ -27,41 +29,42 @@ def state_path(out: Path) -> Path:
 
 @dataclass
 class TrainingState:
-    """The network, its EMA, the optimiser, and how far they have come."""
+    """The network, the averages of its weights, what is learned beside it, the optimiser, and how far they have come."""
 
     network: torch.nn.Module
-    ema: torch.nn.Module
+    averages: Averages
+    objective: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    decay: float
     step: int = 0
     seconds: float = 0.0
     loss: float = math.nan
     """Training loss, averaged over about the last fifty steps; for the log."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of float16's gradient scaler; empty in other precisions."""
+    watch: dict[str, Any] = field(default_factory=dict)
+    """State of the logs."""
 
     @classmethod
     def start(
-        cls, network: torch.nn.Module, config: TrainingConfig, out: Path, device: torch.device, *, resume: bool
+        cls,
+        network: torch.nn.Module,
+        objective: torch.nn.Module,
+        config: TrainingConfig,
+        out: Path,
+        device: torch.device,
+        *,
+        resume: bool,
     ) -> TrainingState:
         """A fresh state, or the one saved under `out`. Raises CheckpointError if there is none to resume."""
-        ema = copy.deepcopy(network).eval().requires_grad_(False)
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
-        )
-        state = cls(network, ema, optimizer, config.ema)
+        optimizer = build_optimizer(network, list(objective.parameters()), config)
+        state = cls(network, Averages(network, config.ema), objective, optimizer)
         if resume:
             state._load(state_path(out), device)
-            for group in optimizer.param_groups:  # loading brought back the old one; the rate is set at every step
-                group["weight_decay"] = config.weight_decay
         return state
 
     def advance(self) -> None:
-        """One EMA update; the decay ramps up as (1 + step) / (10 + step), so early averages forget the start."""
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        update = torch.optim.swa_utils.get_ema_multi_avg_fn(decay)
-        with torch.no_grad():
-            update(list(self.ema.parameters()), list(self.network.parameters()), self.step)
+        """After the optimiser moved: take the weights into the averages, and count the step."""
+        self.averages.update(self.network, self.step)
         self.step += 1
 
     def save(self, out: Path, seconds: float) -> None:
@@ -71,12 +74,14 @@ class TrainingState:
         """
         content = {
             "network": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
+            "ema": self.averages.state_dict(),
+            "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": seconds,
             "loss": self.loss,
             "scaler": self.scaler,
+            "watch": self.watch,
         }
         with replacing(state_path(out)) as temporary:
             torch.save(content, temporary)
@@ -93,7 +98,8 @@ class TrainingState:
             raise CheckpointError(f"{path}: not the state of a training, it lacks {', '.join(missing)}")
         try:
             self.network.load_state_dict(content["network"])
-            self.ema.load_state_dict(content["ema"])
+            self.averages.load_state_dict(content["ema"])
+            self.objective.load_state_dict(content.get("objective", {}))
             self.optimizer.load_state_dict(content["optimizer"])
         except (KeyError, ValueError, RuntimeError) as error:
             # The first line of torch's message only says that there is something; the next ones say what.
@@ -103,6 +109,7 @@ class TrainingState:
         self.step, self.seconds = int(content["step"]), float(content["seconds"])
         self.loss = float(content.get("loss", math.nan))
         self.scaler = dict(content.get("scaler", {}))
+        self.watch = dict(content.get("watch", {}))
 
 
 @contextlib.contextmanager

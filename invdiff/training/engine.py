@@ -1,33 +1,37 @@
-"""The training loop: prefetched batches, AdamW, EMA, validation, checkpoints, and a clean stop on Ctrl-C."""
+"""The training: what it starts from, and its loop of steps, with a clean stop on Ctrl-C."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from invdiff.device import autocast
-from invdiff.errors import ImageError, NumericalError, UsageError
-from invdiff.priors.network import NetworkPrior
+from invdiff.device import choose_precision
+from invdiff.errors import NumericalError, UsageError
 from invdiff.priors.tensor_files import read_json
 from invdiff.schedule import Schedule
-from invdiff.training.background import Prefetcher, StopFlag
-from invdiff.training.checkpoint import TrainingState, export_pipeline, replacing, state_path, write_recipe
+from invdiff.training.background import Prefetcher, StopFlag, beside
+from invdiff.training.checkpoint import TrainingState, replacing, state_path, write_recipe
 from invdiff.training.config import TrainingConfig
-from invdiff.training.curves import Curves
-from invdiff.training.data import CropSampler, check_weights, split, split_by_key
-from invdiff.training.entries import Entry, find_entries
-from invdiff.training.network import build_network, build_scheduler
-from invdiff.training.objective import simple_loss
-from invdiff.training.photographs import Photographs, decode
-from invdiff.training.validation import SIGMAS, denoising_psnr
+from invdiff.training.data import CropSampler, Usable, check_weights, split, split_by_key
+from invdiff.training.decoding import load, to_unit
+from invdiff.training.distributed import Processes, launched
+from invdiff.training.entries import find_entries
+from invdiff.training.entry import Entry
+from invdiff.training.leader import Leader, Report
+from invdiff.training.learner import Feeder, Learner
+from invdiff.training.network import build_network, start_from
+from invdiff.training.objective import Objective
+from invdiff.training.optimizers import Budget, rate
+from invdiff.training.photographs import Photographs
+from invdiff.training.provenance import Provenance, describe_device
+from invdiff.training.room import cores
+from invdiff.training.watch import PictureSettings, Watch
 
 log = logging.getLogger(__name__)
 
@@ -39,49 +43,115 @@ def train(
     *,
     resume: bool = False,
     device: torch.device | str = "cpu",
-    precision: torch.dtype = torch.float32,
-    save_minutes: float = 5.0,
-    validate_every: int = 500,
-    report: Callable[[dict[str, Any]], None] | None = None,
+    precision: torch.dtype | None = None,
+    tensorboard: bool = False,
+    drawing: PictureSettings | None = PictureSettings(),  # noqa: B008  frozen
+    report: Report | None = None,
 ) -> Path:
-    """Train an epsilon network and write it to `out` as a diffusers folder (EMA weights, 16-bit).
+    """Train a network and write it to `out` as a diffusers folder (averaged weights, 16-bit).
 
     `out/training/` holds what a resume needs (weights, optimiser, step, names of the images held back), `out/log.csv`
-    the curves, `out/recipe.json` the settings. Ctrl-C or SIGTERM saves and returns; a second one interrupts at once.
+    the curves, `out/recipe.json` the settings, `out/provenance.json` what made it. precision: None for that of the
+    settings; drawing: None for no pictures. Ctrl-C or SIGTERM saves and returns; a second one interrupts at once. Where
+    `accelerate launch` or torchrun started several processes, they share the batches, and the first one writes.
     Raises UsageError if `out` already holds a prior and resume is False, or if resume changes a setting of
     config.FIXED; ImageError if the data cannot be used; CheckpointError if `out` cannot be written or resumed;
-    NumericalError if the loss or its gradient stops being finite.
+    NumericalError if the loss or its gradient stops being finite; InvdiffError when memory runs out.
     """
     out, device = Path(out), torch.device(device)
+    precision = precision or choose_precision(config.precision, device)
     _check_folder(config, out, resume)
     entries = find_entries(data)
     check_weights(config, entries)
     learning, held = _split(entries, config, out, resume)
-    sampler = CropSampler(Photographs(learning, config.channels, min(config.crops)), config)
+    photographs = Photographs(learning, config.channels, min(config.crops), config.value_range)
+    sampler = CropSampler(photographs, config)
     sampler.check()
-    validation = [_validation_image(entry, config.channels) for entry in held]
-    network = build_network(config).to(device)
-    state = TrainingState.start(network, config, out, device, resume=resume)
-    loop = _Loop(config, state, device, precision, report)
-    write_recipe(config, out / "recipe.json")
-    with replacing(out / "training" / "holdout.json") as temporary:
-        temporary.write_text(json.dumps({"held_back": [entry.key for entry in held]}, indent=2), encoding="utf-8")
-    curves = Curves(out / "log.csv", state.step)
-    log.info("training on %d images, %d held back, %s", len(learning), len(held), device)
+    validation = [_validation_image(entry, config) for entry in held]
+    network = build_network(config)
+    origin = start_from(network, config, config.init) if config.init and not resume else None
 
-    last_save, first = time.monotonic(), state.step
-    with StopFlag() as stop, Prefetcher(sampler.batch, state.step) as batches:
-        while not stop and loop.progress() < 1:
-            loop.step(next(batches))
-            finished = loop.progress() >= 1
-            if state.step % validate_every == 0 or finished:
-                curves.append(loop.validate(validation))
-            if not finished and time.monotonic() - last_save > 60 * save_minutes:
-                _save(loop, out)
-                last_save = time.monotonic()
-        if state.step > first or not (out / "model_index.json").exists():
-            _save(loop, out)
+    processes = Processes(device, precision, config.accumulate)
+    schedule = Schedule.named(config.schedule, config.schedule_steps)
+    objective = build_objective(config, schedule).to(processes.device)
+    state = TrainingState.start(network.to(processes.device), objective, config, out, processes.device, resume=resume)
+    learner = Learner(config, state, objective, processes)
+    leader = None
+    if processes.main:
+        provenance = Provenance(out / "provenance.json", resume=resume)
+        provenance.start(config, data, step=state.step, processes=processes, precision=precision, origin=origin)
+        write_recipe(config, out / "recipe.json")
+        with replacing(out / "training" / "holdout.json") as temporary:
+            temporary.write_text(json.dumps({"held_back": [entry.key for entry in held]}, indent=2), encoding="utf-8")
+        leader = Leader(
+            config,
+            state,
+            out,
+            budget=Budget(config, state.seconds),
+            watch=Watch(out, config, step=state.step, state=state.watch, tensorboard=tensorboard, drawing=drawing),
+            provenance=provenance,
+            images=validation,
+            precision=precision,
+            report=report,
+        )
+        where = describe_device(processes.device) + (f", {processes.count} processes" if processes.count > 1 else "")
+        log.info("training on %d images, %d held back, %s", len(learning), len(held), where)
+    run(learner, Feeder(sampler, schedule, config, processes.rank, processes.count), leader)
     return out
+
+
+def run(learner: Learner, feeder: Feeder, leader: Leader | None) -> None:
+    """The loop: steps until the budget is used up or a signal comes. leader: in the main process alone.
+
+    What the clock says, a signal to one of the processes, and the timer of the checkpoints are agreed upon once a step:
+    processes that disagree would wait for one another for ever.
+    """
+    state, config, processes = learner.state, learner.config, learner.processes
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopFlag(patient=launched()))
+        if leader:
+            stack.enter_context(leader.closing())
+        workers = 1
+        if processes.device.type != "cpu":  # the processor has nothing else to do than to prepare batches
+            workers = max(1, min(8, cores() - 1))
+            stack.enter_context(beside(feeder.sampler.photographs.preload))
+        batches = stack.enter_context(Prefetcher(feeder, state.step, workers + 3, workers))
+        while True:
+            clock = (leader.progress(), float(leader.due())) if leader else (0.0, 0.0)
+            progress, due, stopping = processes.total(*clock, float(bool(stop)))
+            if progress >= 1 or stopping:
+                break
+            if due and leader:
+                leader.save()
+            outcome = learner.step(next(batches), rate(config, state.step, progress))
+            (loss,) = processes.total(outcome.loss / processes.count)
+            _check_finite("loss", loss, state.step - 1, leader)
+            if not learner.scaled:  # a scaler meets infinite gradients on its way, and skips such steps itself
+                _check_finite("gradient", outcome.norm, state.step - 1, leader)
+            state.loss = loss if math.isnan(state.loss) else 0.98 * state.loss + 0.02 * loss
+            if leader:
+                leader.stepped(loss, outcome.lr, processes.count * len(outcome.t), t=outcome.t, errors=outcome.errors)
+                if state.step % config.validate_every == 0:
+                    leader.validate()
+        if leader and not stopping:
+            leader.finished()
+
+
+def _check_finite(what: str, value: float, step: int, leader: Leader | None) -> None:
+    if not math.isfinite(value):
+        raise leader.not_finite(what, value, step) if leader else NumericalError(f"training {what} is {value}")
+
+
+def build_objective(config: TrainingConfig, schedule: Schedule) -> Objective:
+    """The objective of these settings."""
+    return Objective(
+        schedule,
+        config.prediction,
+        config.weighting,
+        gamma=config.gamma,
+        sigma_data=config.sigma_data,
+        low_noise=config.low_noise,
+    )
 
 
 def _check_folder(config: TrainingConfig, out: Path, resume: bool) -> None:
@@ -92,7 +162,11 @@ def _check_folder(config: TrainingConfig, out: Path, resume: bool) -> None:
         if (out / "model_index.json").exists():
             raise UsageError(f"{out} already holds a prior; choose another --out")
     elif (out / "recipe.json").is_file():
-        config.check_continues(TrainingConfig.from_dict(read_json(out / "recipe.json")), str(out))
+        earlier = TrainingConfig.from_dict(read_json(out / "recipe.json"))
+        config.check_continues(earlier, str(out))
+        then, now = earlier.to_dict(), config.to_dict()
+        if changed := [f"{name} {then[name]} -> {now[name]}" for name in now if then[name] != now[name]]:
+            log.info("settings changed since: %s", ", ".join(changed))
 
 
 def _split(entries: list[Entry], config: TrainingConfig, out: Path, resume: bool) -> tuple[list[Entry], list[Entry]]:
@@ -101,106 +175,11 @@ def _split(entries: list[Entry], config: TrainingConfig, out: Path, resume: bool
     if resume and path.is_file():
         return split_by_key(entries, read_json(path)["held_back"])
 
-    def usable(entry: Entry) -> bool:
-        try:
-            return decode(entry.read(), config.channels).size > 0
-        except (ImageError, OSError) as error:
-            log.warning("skipped %s: %s", entry.key, error)
-            return False
-
-    return split(entries, config.holdout, config.seed, usable)
+    return split(entries, config.holdout, config.seed, Usable(config))
 
 
-def _validation_image(entry: Entry, channels: int, side: int = 256) -> torch.Tensor:
+def _validation_image(entry: Entry, config: TrainingConfig, side: int = 256) -> torch.Tensor:
     """The centre (C, h, w) in [0, 1] of an image, at most `side` pixels a side."""
-    pixels = decode(entry.read(), channels)
+    pixels = to_unit(load(entry, config.channels, config.value_range))
     top, left = ((extent - min(side, extent)) // 2 for extent in pixels.shape[:2])
-    crop = np.ascontiguousarray(pixels[top : top + side, left : left + side].transpose(2, 0, 1))
-    return torch.from_numpy(crop).float() / 255
-
-
-def _save(loop: _Loop, out: Path) -> None:
-    loop.state.save(out, seconds=loop.elapsed())
-    export_pipeline(loop.state.ema, build_scheduler(loop.config), loop.config, out)
-
-
-class _Loop:
-    """One training in progress: a step, the learning-rate curve, the validation."""
-
-    def __init__(
-        self,
-        config: TrainingConfig,
-        state: TrainingState,
-        device: torch.device,
-        precision: torch.dtype,
-        report: Callable[[dict[str, Any]], None] | None,
-    ) -> None:
-        self.config, self.state = config, state
-        self.schedule = Schedule.named(config.schedule, config.schedule_steps)
-        self.device, self.precision = device, precision
-        self.report = report
-        self.started = time.monotonic()
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        if state.scaler:
-            self.scaler.load_state_dict(state.scaler)
-
-    def elapsed(self) -> float:
-        """Seconds of training, those before a resume included."""
-        return self.state.seconds + time.monotonic() - self.started
-
-    def progress(self) -> float:
-        """0 at the start, 1 when the budget of steps or minutes is used up."""
-        by_time = self.elapsed() / (60 * self.config.minutes) if self.config.minutes else 0.0
-        return max(self.state.step / self.config.steps, by_time)
-
-    def learning_rate(self) -> float:
-        """Linear warm-up, then half a cosine down to zero at the end of the budget."""
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress())))
-        return self.config.lr * min(1.0, (self.state.step + 1) / max(1, self.config.warmup)) * cosine
-
-    def step(self, batch: np.ndarray) -> None:
-        """One optimiser step and one EMA update."""
-        config, state = self.config, self.state
-        lr = self.learning_rate()
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        state.network.train()
-        with autocast(self.device, self.precision):
-            loss = simple_loss(state.network, batch, self.schedule, config, state.step, self.device)
-        value = float(loss.detach())
-        self._check_finite("loss", value)
-        state.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.unscale_(state.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), config.clip)
-        if not self.scaler.is_enabled():  # the scaler meets infinity on its way, and skips such steps itself
-            self._check_finite("gradient", float(norm))
-        self.scaler.step(state.optimizer)
-        self.scaler.update()
-        state.scaler = self.scaler.state_dict()
-        state.advance()
-        state.loss = value if math.isnan(state.loss) else 0.98 * state.loss + 0.02 * value
-        if self.report:
-            self.report({"step": state.step, "loss": state.loss, "lr": lr, "progress": self.progress()})
-
-    def _check_finite(self, what: str, value: float) -> None:
-        if not math.isfinite(value):
-            raise NumericalError(
-                f"training {what} is {value} at step {self.state.step}; "
-                "go on from the last checkpoint with --resume and a lower --lr, or with --precision fp32"
-            )
-
-    def validate(self, images: Sequence[torch.Tensor]) -> dict[str, Any]:
-        """Denoising PSNR of the EMA weights on the held-back images: a row of log.csv."""
-        prior = NetworkPrior(
-            self.state.ema,
-            self.schedule,
-            channels=self.config.channels,
-            multiple=self.config.downsampling,
-            precision=self.precision,
-        )
-        scores = denoising_psnr(prior, images)
-        row = {"step": self.state.step, "seconds": round(self.elapsed()), "loss": round(self.state.loss, 5)}
-        row |= {f"psnr_{round(255 * sigma)}": round(scores[sigma], 3) for sigma in SIGMAS}
-        log.info("%s", "  ".join(f"{key} {value}" for key, value in row.items()))
-        return row
+    return torch.from_numpy(pixels[top : top + side, left : left + side].transpose(2, 0, 1).copy())

@@ -1,0 +1,188 @@
+"""One step of the optimiser: gradients of the micro-batches, averaged over them and over the processes, and one move."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from invdiff.errors import InvdiffError
+from invdiff.priors.tensor_files import first_line
+from invdiff.schedule import Schedule
+from invdiff.training.checkpoint import TrainingState
+from invdiff.training.config import TrainingConfig
+from invdiff.training.data import CropSampler, to_network
+from invdiff.training.distributed import Processes
+from invdiff.training.objective import Draws, Objective, draw
+from invdiff.training.optimizers import MuonWithAdamW, set_rate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Crops (n, C, h, w) as `CropSampler.batch` gives them, with their timesteps and their noise."""
+
+    crops: np.ndarray
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class Feeder:
+    """The micro-batches that process `rank` of `count` learns from in a step: pure functions of the seed and the step.
+
+    Together, all micro-batches of all processes are what one process with as large a batch would see.
+    """
+
+    sampler: CropSampler
+    schedule: Schedule
+    config: TrainingConfig
+    rank: int = 0
+    count: int = 1
+
+    def __call__(self, step: int) -> list[MicroBatch]:
+        each, parts = self.config.accumulate, self.count * self.config.accumulate
+        return [self._part(step, self.rank * each + k, parts) for k in range(each)]
+
+    def _part(self, step: int, part: int, parts: int) -> MicroBatch:
+        crops, config = self.sampler.batch(step, part, parts), self.config
+        count, *shape = crops.shape
+        indices = range(part * count, (part + 1) * count)
+        draws = draw(config.seed, step, indices, parts * count, tuple(shape), self.schedule, config.low_noise)
+        return MicroBatch(crops, draws)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one step, in this process: the mean loss, the norm of the gradient before clipping (of all processes), the
+    learning rate, and timestep and squared noise error of each crop."""
+
+    loss: float
+    norm: float
+    lr: float
+    t: np.ndarray
+    errors: np.ndarray
+
+
+class Learner:
+    """Moves the weights of a training state."""
+
+    def __init__(
+        self, config: TrainingConfig, state: TrainingState, objective: Objective, processes: Processes
+    ) -> None:
+        self.config, self.state, self.objective, self.processes = config, state, objective, processes
+        self.accelerator = processes.accelerator
+        self.plain = self.accelerator.prepare_model(state.network, device_placement=False)
+        self.run = compiled(self.plain, config) if config.compile else self.plain
+        self.optimizer = self.accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        if self.accelerator.scaler is not None and state.scaler:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a gradient scaler looks after infinite gradients (float16)."""
+        return self.accelerator.scaler is not None
+
+    def step(self, batches: Sequence[MicroBatch], factor: float) -> Outcome:
+        """Learn from micro-batches at `factor` times the highest learning rate. Raises InvdiffError when out of memory.
+
+        Whether loss and norm are finite is for the caller to check: looking at them earlier would make a GPU wait.
+        """
+        state = self.state
+        lr = set_rate(state.optimizer, self.config, factor)
+        state.network.train()
+        with self._memory_explained(batches):
+            losses, errors = self._gradients(batches)
+            self.processes.average(self.objective.parameters())
+            if isinstance(state.optimizer, MuonWithAdamW):
+                state.optimizer.share_gradients()
+            norm = self.accelerator.clip_grad_norm_(state.network.parameters(), self.config.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            state.advance()
+            if self.accelerator.scaler is not None:
+                state.scaler = self.accelerator.scaler.state_dict()
+            numbers = torch.cat([losses.mean()[None], norm[None].float(), errors]).tolist()
+        t = np.concatenate([batch.draws.t for batch in batches])
+        return Outcome(numbers[0], numbers[1], lr, t, np.array(numbers[2:]))
+
+    def _gradients(self, batches: Sequence[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(losses, errors), one for each crop; the gradients of their mean are left in the parameters."""
+        try:
+            return self._accumulate(batches)
+        except Exception as error:
+            if self.run is self.plain or not _is_compilers(error):
+                raise
+            reason = first_line(error)[:200]
+        log.warning("torch.compile failed, training goes on without it (%s)", reason)
+        self.run = self.plain
+        self.optimizer.zero_grad()
+        return self._accumulate(batches)
+
+    def _accumulate(self, batches: Sequence[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
+        results = []
+        for number, batch in enumerate(batches, 1):
+            last = number == len(batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.plain):
+                losses, errors = self._forward(batch)
+                self.accelerator.backward(losses.mean())
+                results.append((losses.detach(), errors))
+        return torch.cat([r[0] for r in results]), torch.cat([r[1] for r in results])
+
+    def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        device, objective = self.processes.device, self.objective
+        clean = to_network(batch.crops, device)
+        noise = torch.from_numpy(batch.draws.noise).to(device)
+        t = torch.from_numpy(batch.draws.t).to(device)
+        output = self.run(objective.noisy(clean, noise, t), t).sample
+        losses = objective.losses(output, clean, noise, t)
+        with torch.no_grad():
+            return losses, objective.epsilon_errors(output, clean, noise, t).float()
+
+    @contextlib.contextmanager
+    def _memory_explained(self, batches: Sequence[MicroBatch]) -> Iterator[None]:
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            fix = less_memory(self.config, batches[0].crops.shape)
+            raise InvdiffError(f"out of memory at step {self.state.step}, on {self.processes.device}; {fix}") from error
+
+
+def compiled(network: Any, config: TrainingConfig) -> Any:
+    """The network through torch.compile, with kernels of their own for each crop size. Its weights are the same tensors."""
+    import torch._dynamo
+
+    # One compilation for each crop size; beyond this number torch falls back to slow code without a word.
+    limit = "recompile_limit" if hasattr(torch._dynamo.config, "recompile_limit") else "cache_size_limit"
+    setattr(torch._dynamo.config, limit, max(8, 2 * len(set(config.crops))))
+    return torch.compile(network, dynamic=False)
+
+
+def _is_compilers(error: Exception) -> bool:
+    from torch._dynamo.exc import TorchDynamoException
+
+    return isinstance(error, TorchDynamoException)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the CPU or of a GPU was too small."""
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def less_memory(config: TrainingConfig, shape: tuple[int, ...]) -> str:
+    """What to change after a batch of this shape (n, C, side, side) was too large: half the crops, twice as often."""
+    count, _, side, _ = shape
+    if count > 1:
+        pixels, accumulate = max(config.pixels // 2, min(config.crops) ** 2), 2 * config.accumulate
+        return f"use --set pixels={pixels} --set accumulate={accumulate}, which learns the same with half the memory"
+    smaller = [crop for crop in sorted(set(config.crops)) if crop < side]
+    if smaller:
+        return f"one crop of {side} pixels is too large; use --set crops={','.join(map(str, smaller))}"
+    return "one crop is too large; use smaller crops (--crop), or a smaller network (--widths)"
