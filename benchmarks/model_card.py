@@ -1,10 +1,11 @@
-"""Write the model card of a trained prior: README.md and curve.png inside its folder.
+"""Write the model card of a trained prior: README.md, curve.png and samples.png inside its folder.
 
-    python benchmarks/model_card.py checkpoints/natural --data-table TABLE.md --scores SCORES.md
-        --invariance INVARIANCE.md --command "invdiff train ..."
+    python benchmarks/model_card.py checkpoints/natural --data-table docs/natural-data.md --story docs/natural-training.md
+        --scores docs/tables/denoising.md --invariance docs/tables/size_invariance.md --recipes docs/tables/recipes.md
 
-The numbers come from the folder itself (recipe.json, log.csv, the weights) and from the tables that
-benchmarks/denoising.py and benchmarks/size_invariance.py wrote; the text on data and licences from TABLE.md.
+The numbers come from the folder itself (recipe.json, log.csv, the weights) and from the tables that benchmarks/denoising.py,
+benchmarks/size_invariance.py and benchmarks/recipes.py wrote; the words on data, licences and how the training went from the
+files of --data-table and --story.
 """
 
 from __future__ import annotations
@@ -12,9 +13,23 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 from pathlib import Path
+from typing import Any
 
+from invdiff.generation import sample
+from invdiff.images import to_grid, write_image
+from invdiff.priors import load_prior
 from invdiff.priors.loading import describe_checkpoint
+
+# CBSD68, colour, PSNR in dB. Published: the figure of color results of github.com/cszn/DPIR (Zhang et al. 2021).
+TARGETS = {15: 33.5, 25: 30.8, 50: 27.5}
+PUBLISHED = {
+    "CBM3D": {15: 33.52, 25: 30.71, 50: 27.38},
+    "FFDNet": {15: 33.87, 25: 31.21, 50: 27.96},
+    "DRUNet": {15: 34.30, 25: 31.69, 50: 28.51},
+}
+SAMPLING: dict[str, Any] = {"sampler": "dpmpp", "steps": 30, "seed": 0}
 
 CARD = """---
 license: mit
@@ -34,7 +49,7 @@ generator: large structure that no measurement tells is beyond a network of this
 | parameters | {parameters:.2f} million, {size:.1f} MiB in float16 |
 | cost | {flops:.2f} MFLOP a pixel and call (multiply and add counted as two) |
 | images | {channels} channels, [-1, 1] inside, [0, 1] through `invdiff` |
-| noise | {schedule} schedule, T = {steps}, epsilon prediction, sigma {low:.4f} to {high:.1f} on [0, 1] |
+| noise | {schedule} schedule, T = {steps}, {prediction} prediction, sigma {low:.4f} to {high:.1f} on [0, 1] |
 
 ## Denoising
 
@@ -42,21 +57,36 @@ One call of `denoise` on whole images of CBSD68 (never trained on), noise level 
 
 {scores}
 
-Size invariance (GroupNorm averages over the input): the same central window, noise 25/255, inside larger and larger crops.
+Against the targets of this checkpoint (trained without a GPU) and published denoisers; FFDNet and DRUNet were trained on
+GPUs, and DRUNet has 32 million weights:
+
+{targets}
+
+Size invariance (GroupNorm averages over the input): the same central window inside larger and larger crops.
 
 {invariance}
 
+Unconditional samples of 64 x 64, the first eight of seed 0 ({sampling}):
+
+![samples](samples.png)
+
 ## Training
 
-    {command}
+{story}
 
-{hours:.2f} hours of wall time, {updates} steps of {pixels} pixels each. `recipe.json` holds every setting, `log.csv` the
-curve: training loss (running mean) and denoising PSNR at sigma x 255 = 5, 15, 25, 50, 100 on {holdout} photographs that were
-held back.
+`recipe.json` holds every setting, `log.csv` the curve of the last stage: training loss (running mean) and denoising PSNR at
+sigma x 255 = 5, 15, 25, 50, 100 on {holdout} photographs that were held back. {updates} steps in all;
+{hours:.2f} hours of wall time on two processor cores that other work shared.
 
 ![validation PSNR over steps](curve.png)
 
 Held-back photographs are held back by file; some of the native-scale crops show the same scenes as other training files.
+
+### What mattered
+
+Short trainings that differ from the recipe in one thing, at equal compute (`benchmarks/recipes.py`):
+
+{recipes}
 
 ## Data and licences
 
@@ -75,7 +105,7 @@ def draw_curve(rows: list[dict[str, str]], path: Path) -> None:
 
     figure, axes = pyplot.subplots(figsize=(6, 3.2), dpi=90)
     steps = [int(row["step"]) for row in rows]
-    for key in [key for key in rows[0] if key.startswith("psnr_")]:
+    for key in [key for key in rows[0] if re.fullmatch(r"psnr_\d+", key)]:
         axes.plot(steps, [float(row[key]) for row in rows], label=f"sigma {key[5:]}/255")
     axes.set_xlabel("step")
     axes.set_ylabel("validation PSNR (dB)")
@@ -85,13 +115,29 @@ def draw_curve(rows: list[dict[str, str]], path: Path) -> None:
     figure.savefig(path)
 
 
+def targets_table(scores: str) -> str:
+    """The rows of TARGETS, from the table that benchmarks/denoising.py wrote."""
+    reached = {
+        int(level): float(value) for level, value in re.findall(r"^\| (\d+) \| [\d.]+ \| ([\d.]+) \|", scores, re.M)
+    }
+    lines = [f"| sigma x 255 | reached | target | {' | '.join(PUBLISHED)} |", "|---" * (3 + len(PUBLISHED)) + "|"]
+    for level, target in TARGETS.items():
+        others = " | ".join(f"{values[level]:.2f}" for values in PUBLISHED.values())
+        lines.append(f"| {level} | {reached[level]:.2f} | {target:.1f} | {others} |")
+    return "\n".join(lines)
+
+
+def draw_samples(folder: Path) -> None:
+    prior = load_prior(folder)
+    images = sample(prior, (prior.channels or 3, 64, 64), 8, batch_size=8, **SAMPLING)
+    write_image(folder / "samples.png", to_grid(images, columns=8))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--data-table", type=Path, required=True)
-    parser.add_argument("--scores", type=Path, required=True)
-    parser.add_argument("--invariance", type=Path, required=True)
-    parser.add_argument("--command", required=True)
+    for name in ("--data-table", "--story", "--scores", "--invariance", "--recipes"):
+        parser.add_argument(name, type=Path, required=True)
     arguments = parser.parse_args()
 
     folder: Path = arguments.folder
@@ -100,6 +146,8 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     facts = describe_checkpoint(folder)
     draw_curve(rows, folder / "curve.png")
+    draw_samples(folder)
+    scores = arguments.scores.read_text().strip()
     text = CARD.format(
         name=folder.name,
         widths="-".join(map(str, recipe["widths"])),
@@ -108,16 +156,19 @@ def main() -> None:
         channels=recipe["channels"],
         schedule=recipe["schedule"],
         steps=recipe["schedule_steps"],
-        pixels=recipe["pixels"],
+        prediction=recipe["prediction"],
         holdout=recipe["holdout"],
         parameters=facts["parameters"] / 1e6,
         size=facts["size_mib"],
         flops=facts["flop_per_pixel"] / 1e6,
         low=facts["sigma_min"],
         high=facts["sigma_max"],
-        scores=arguments.scores.read_text().strip(),
+        scores=scores,
+        targets=targets_table(scores),
         invariance=arguments.invariance.read_text().strip(),
-        command=arguments.command,
+        sampling=", ".join(f"{key} {value}" for key, value in SAMPLING.items()),
+        story=arguments.story.read_text().strip(),
+        recipes=arguments.recipes.read_text().strip(),
         hours=float(rows[-1]["seconds"]) / 3600,
         updates=rows[-1]["step"],
         data=arguments.data_table.read_text().strip(),

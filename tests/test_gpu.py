@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import invdiff
-from invdiff import operators, solvers
+from invdiff import operators, samplers, solvers
+from invdiff.generation import sample
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.training.config import TrainingConfig
 from invdiff.training.engine import train
@@ -73,16 +74,44 @@ def test_closed_form_prior_on_the_gpu() -> None:
     torch.testing.assert_close(prior.denoise(x, 0.3).cpu(), prior.denoise(x.cpu(), 0.3))
 
 
-def test_training_runs_and_exports(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import numpy as np
     from PIL import Image
 
-    data = tmp_path / "data"
-    data.mkdir()
+    data = tmp_path_factory.mktemp("data")
     for index in range(6):
         pixels = np.random.default_rng(index).integers(0, 255, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(data / f"{index}.png")
-    config = TrainingConfig(widths=(16, 32), groups=4, crops=(32,), pixels=32 * 32 * 4, steps=5, holdout=1)
-    out = train(config, [data], tmp_path / "out", device="cuda", precision=torch.bfloat16)
+    return data
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_learns_as_on_the_cpu(optimizer: str, photos: Path, tmp_path: Path) -> None:
+    """Crops, noise and times come from the CPU, so both devices see the same losses up to rounding."""
+    settings = {"widths": (16, 32), "groups": 4, "crops": (32,), "pixels": 32 * 32 * 4, "steps": 5, "holdout": 1}
+    config = TrainingConfig(optimizer=optimizer, **settings)
+    losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
+    for device, seen in losses.items():
+        take = lambda facts, seen=seen: seen.append(facts["loss"])  # noqa: E731
+        train(config, [photos], tmp_path / device, device=device, precision=torch.float32, drawing=None, report=take)
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=2e-3)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_training_runs_and_exports(precision: torch.dtype, compiled: bool, photos: Path, tmp_path: Path) -> None:
+    settings = {"widths": (16, 32), "groups": 4, "crops": (32,), "pixels": 32 * 32 * 4, "steps": 5, "holdout": 1}
+    config = TrainingConfig(ema=(0.5, 0.9), compile=compiled, **settings)
+    out = train(config, [photos], tmp_path / "out", device="cuda", precision=precision)
     prior = invdiff.load_prior(str(out))
     assert torch.isfinite(prior.denoise(torch.rand(1, 3, 32, 32), 0.2)).all()
+
+
+@pytest.mark.parametrize("name", samplers.names())
+def test_sampling_agrees_with_the_cpu(name: str, folder: Path) -> None:
+    on = {
+        device: sample(invdiff.load_prior(str(folder), device=device, precision="fp32"), (3, 16, 16), 2, name, steps=6)
+        for device in ("cpu", "cuda")
+    }
+    torch.testing.assert_close(on["cuda"], on["cpu"], rtol=0, atol=2e-2)
