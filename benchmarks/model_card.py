@@ -1,7 +1,7 @@
 """Write the model card of a trained prior: README.md, curve.png and samples.png inside its folder.
 
     python benchmarks/model_card.py checkpoints/natural --data-table docs/natural-data.md --story docs/natural-training.md
-        --scores docs/tables/denoising.md --invariance docs/tables/size_invariance.md --recipes docs/tables/recipes.md
+        --scores docs/tables/denoising.md --invariance docs/tables/size_invariance*.md [--recipes docs/tables/recipes.md]
 
 The numbers come from the folder itself (recipe.json, log.csv, the weights) and from the tables that benchmarks/denoising.py,
 benchmarks/size_invariance.py and benchmarks/recipes.py wrote; the words on data, licences and how the training went from the
@@ -70,6 +70,9 @@ Unconditional samples of 64 x 64, the first eight of seed 0 ({sampling}):
 
 ![samples](samples.png)
 
+Their colours are stronger than those of photographs: above sigma 5 an epsilon network's error, multiplied by sigma, is larger
+than the picture. Restoration starts at sigma 2 and does not see it; `invdiff sample --sampler dpmpp:sigma_max=5` starts lower.
+
 ## Training
 
 {story}
@@ -82,18 +85,19 @@ sigma x 255 = 5, 15, 25, 50, 100 on {holdout} photographs that were held back. {
 
 Held-back photographs are held back by file; some of the native-scale crops show the same scenes as other training files.
 
-### What mattered
-
-Short trainings that differ from the recipe in one thing, at equal compute (`benchmarks/recipes.py`):
-
-{recipes}
-
-## Data and licences
+{recipes}## Data and licences
 
 {data}
 
 The weights are released under the licence of this repository (MIT). The photographs keep their own licences and are not
 part of it.
+"""
+
+
+COMPARED = """### What mattered
+
+Short trainings that differ from the recipe in one thing, at equal compute (`benchmarks/recipes.py`):
+
 """
 
 
@@ -136,8 +140,10 @@ def draw_samples(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    for name in ("--data-table", "--story", "--scores", "--invariance", "--recipes"):
+    for name in ("--data-table", "--story", "--scores"):
         parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--invariance", type=Path, nargs="+", required=True)
+    parser.add_argument("--recipes", type=Path, help="left out: the card has no such table")
     arguments = parser.parse_args()
 
     folder: Path = arguments.folder
@@ -165,10 +171,10 @@ def main() -> None:
         high=facts["sigma_max"],
         scores=scores,
         targets=targets_table(scores),
-        invariance=arguments.invariance.read_text().strip(),
+        invariance="\n\n".join(path.read_text().strip() for path in arguments.invariance),
         sampling=", ".join(f"{key} {value}" for key, value in SAMPLING.items()),
-        story=arguments.story.read_text().strip(),
-        recipes=arguments.recipes.read_text().strip(),
+        story=arguments.story.read_text().strip("\n"),
+        recipes=f"{COMPARED}{arguments.recipes.read_text().strip()}\n\n" if arguments.recipes else "",
         hours=float(rows[-1]["seconds"]) / 3600,
         updates=rows[-1]["step"],
         data=arguments.data_table.read_text().strip(),

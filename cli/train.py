@@ -60,7 +60,7 @@ def _print_recipes(ctx: click.Context, parameter: click.Parameter, value: bool) 
 
 @click.command(cls=options.Command, epilog=EXAMPLES, help=HELP)
 @click.argument("recipe", metavar="[RECIPE]", required=False)
-@click.option("--recipe", "recipe_option", metavar="FILE", hidden=True)
+@click.option("--recipe", "recipe_option", metavar="FILE", hidden=True, help="The same as RECIPE.")
 @click.option(
     "--list",
     is_flag=True,

@@ -38,10 +38,10 @@ def test_it_is_complete_small_and_cheap() -> None:
         assert (FOLDER / name).is_file(), name
 
 
-@pytest.mark.parametrize(("name", "least"), [("chelsea.png", 30.0), ("astronaut.png", 30.6)])
+@pytest.mark.parametrize(("name", "least"), [("chelsea.png", 30.25), ("astronaut.png", 31.5)])
 def test_it_denoises_photographs(name: str, least: float) -> None:
     """One call at 25/255 (noisy: 20.2 dB), in float32: within 0.25 dB of what the checkpoint scored when it was committed
-    (30.21 and 30.85). A ruined checkpoint, or a wrong unit of sigma, fails."""
+    (30.49 and 31.75). A ruined checkpoint, or a wrong unit of sigma, fails."""
     prior = invdiff.load_prior("natural", device="cpu", precision="fp32")
     x = photograph(name, 192)
     y = invdiff.degrade(x, "identity", noise=25 / 255)

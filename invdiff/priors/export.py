@@ -21,6 +21,7 @@ from invdiff.errors import CheckpointError, UsageError, unknown
 from invdiff.priors.diffusers_folder import Checkpoint, first_few, read_scheduler
 from invdiff.priors.environment import explain_import_failure, installed
 from invdiff.priors.hub import commit_of
+from invdiff.priors.tensor_files import save_network
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is carried over from the top of a folder; with it, the pictures that its model card shows.
@@ -63,7 +64,7 @@ def write_folder(
             part.mkdir(parents=True)
             # Without a limit, diffusers' own (10 GB) would stand.
             limit = shard_mib * 2**20 if shard_mib else 2**62
-            network.save_pretrained(part / "unet", safe_serialization=True, max_shard_size=limit)
+            save_network(network, part / "unet", max_shard_size=limit)
             _write_scheduler(checkpoint, part)
             _copy_papers(checkpoint.path, part)
             if provenance is not None:

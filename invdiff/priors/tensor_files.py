@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
     if refused and (start == b"PK" or start[:1] == b"\x80"):
         return "contains more than tensors; convert it to safetensors"
     return "damaged, or not a torch file"
+
+
+def save_network(network: Any, folder: Path, **options: Any) -> None:
+    """Write a diffusers network: config.json and safetensors, readable by whom the umask lets read.
+
+    safetensors itself leaves files that only their owner can read, which breaks a checkpoint on shared storage.
+    """
+    network.save_pretrained(folder, safe_serialization=True, **options)
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import CheckpointError
+from invdiff.priors.tensor_files import load_tensors, save_network
 from invdiff.training.config import TrainingConfig
 from invdiff.training.ema import Averages
 from invdiff.training.optimizers import build_optimizer
@@ -87,8 +88,6 @@ class TrainingState:
             torch.save(content, temporary)
 
     def _load(self, path: Path, device: torch.device) -> None:
-        from invdiff.priors.tensor_files import load_tensors
-
         if not path.exists():
             raise CheckpointError(f"{path}: nothing to resume; leave out --resume to start a new training")
         content = load_tensors(path, device)
@@ -174,7 +173,7 @@ def export_pipeline(network: Any, scheduler: Any, config: TrainingConfig, out: P
     shutil.rmtree(part, ignore_errors=True)
     try:
         with explained(out):
-            copy.deepcopy(network).half().save_pretrained(part / "unet", safe_serialization=True)
+            save_network(copy.deepcopy(network).half(), part / "unet")
             scheduler.save_pretrained(part / "scheduler")
             write_recipe(config, part / "recipe.json")
             (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
