@@ -71,7 +71,8 @@ Unconditional samples of 64 x 64, the first eight of seed 0 ({sampling}):
 ![samples](samples.png)
 
 Their colours are stronger than those of photographs: above sigma 5 an epsilon network's error, multiplied by sigma, is larger
-than the picture. Restoration starts at sigma 2 and does not see it; `invdiff sample --sampler dpmpp:sigma_max=5` starts lower.
+than the picture. Restoration starts at sigma 2 and does not see it.
+`invdiff sample --sampler dpmpp:sigma_max=5` starts lower, too.
 
 ## Training
 
