@@ -6,15 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from invdiff.training.config import TrainingConfig
 from invdiff.training.engine import train
 
-torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="needs gloo")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +82,15 @@ def root(tmp_path_factory):
     (root / "worker.py").write_text(WORKER)
     launch(2, root / "worker.py", root)
     return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As each of the two processes has: another number of threads adds in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def alone(root: Path, name: str, resume: bool = False, **changes: object) -> tuple[dict, list[float]]:
