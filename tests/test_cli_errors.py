@@ -289,11 +289,17 @@ def test_ctrl_c_says_so_and_leaves_nothing(folder: Path, prior: str) -> None:
     write_image("big.png", torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0)))
     command = ["restore", "big.png", "-o", "out/x.png", *BLUR, "--prior", prior, "--steps", "100000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # A test run that a shell started in the background ignores SIGINT, and what it starts would inherit that.
     child = subprocess.Popen(
-        [sys.executable, "-m", "invdiff", *command], env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "invdiff", *command],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(4)
     child.send_signal(signal.SIGINT)
     _, stderr = child.communicate(timeout=60)
-    assert child.returncode == 130, stderr
+    # Ended by the signal itself where it struck an import that runs Python code from C: a shell shows 130 for both.
+    assert child.returncode in (130, -signal.SIGINT), stderr
     assert stderr.split() == ["interrupted"] and not Path("out").exists()
