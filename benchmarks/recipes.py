@@ -15,11 +15,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from invdiff.atomic import atomic_path
 from invdiff.device import choose_device
-from invdiff.images import list_images, read_image
+from invdiff.images import centre, list_images, read_image
 from invdiff.priors import load_prior
 from invdiff.priors.diffusers_folder import flop_per_pixel
 from invdiff.training.config import TrainingConfig
@@ -73,12 +71,6 @@ def cost(config: TrainingConfig) -> float:
     return flop_per_pixel(build_network(config), config.channels, config.downsampling)
 
 
-def centres(folder: str, side: int, limit: int | None) -> list[torch.Tensor]:
-    images = (read_image(path).tensor for path in list_images([folder])[:limit])
-    corners = ((x, (x.shape[1] - side) // 2, (x.shape[2] - side) // 2) for x in images)
-    return [x[:, max(0, top) : max(0, top) + side, max(0, left) : max(0, left) + side] for x, top, left in corners]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="natural")
@@ -100,7 +92,8 @@ def main() -> None:
     base = dict(read_recipe(arguments.recipe).settings) | short
     budget = cost(TrainingConfig.from_dict(base)) * arguments.steps
     device = choose_device(arguments.device)
-    images = centres(arguments.score, arguments.side, arguments.limit)
+    paths = list_images([arguments.score])[: arguments.limit]
+    images = [centre(read_image(path).tensor, arguments.side) for path in paths]
     rows = ["| compared | variant | steps | MFLOP/px | 15 | 25 | 50 | 255 | 2550 |", "|---" * 9 + "|"]
     cases = [("", "the recipe", {})]
     cases += [(topic, name, change) for topic, named in VARIANTS.items() for name, change in named.items()]

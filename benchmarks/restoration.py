@@ -18,7 +18,7 @@ from pathlib import Path
 import invdiff
 from invdiff import operators
 from invdiff.evaluation.comparison import compare
-from invdiff.images import list_images, read_image
+from invdiff.images import centre, list_images, read_image
 from invdiff.restoration import resolve_prior
 
 OPERATORS = [
@@ -64,9 +64,8 @@ def main() -> None:
         for solver in arguments.solver or ["auto"]:
             scores = []
             for name, image in images:
-                if side := arguments.crop:
-                    top, left = ((extent - side) // 2 for extent in image.shape[1:])
-                    image = image[:, top : top + side, left : left + side]
+                if arguments.crop:
+                    image = centre(image, arguments.crop)
                 _, height, width = operator.usable_shape(tuple(image.shape))
                 x = image[None, :, :height, :width]
                 y = invdiff.degrade(x, operator, noise=arguments.noise, ids=[name])

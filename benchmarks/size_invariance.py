@@ -17,15 +17,10 @@ import torch
 
 import invdiff
 from invdiff.evaluation.metrics import psnr
-from invdiff.images import list_images, read_image
+from invdiff.images import centre, list_images, read_image
 from invdiff.restoration import resolve_prior
 
 WINDOW = 32
-
-
-def centre(x: torch.Tensor, side: int) -> torch.Tensor:
-    top, left = ((extent - side) // 2 for extent in x.shape[-2:])
-    return x[..., top : top + side, left : left + side]
 
 
 def main() -> None:

@@ -142,11 +142,9 @@ def square(path: Path, size: int, channels: int) -> torch.Tensor:
     """The middle square of a picture (C, size, size) in [0, 1], reduced or enlarged with an antialiased filter."""
     from torch.nn import functional
 
-    from invdiff.images import fit_channels, read_image
+    from invdiff.images import centre, fit_channels, read_image
 
     image = fit_channels(read_image(path).tensor, channels)
-    side = min(image.shape[1:])
-    top, left = ((extent - side) // 2 for extent in image.shape[1:])
-    middle = image[:, top : top + side, left : left + side]
+    middle = centre(image, min(image.shape[1:]))
     resized = functional.interpolate(middle[None], size=(size, size), mode="bicubic", antialias=True)[0]
     return resized.clamp(0, 1)

@@ -319,6 +319,13 @@ def _deep_png(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
+def centre(image: torch.Tensor, side: int) -> torch.Tensor:
+    """The middle of images (..., H, W), at most `side` pixels a side; a view."""
+    height, width = (min(side, extent) for extent in image.shape[-2:])
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width]
+
+
 def fit_channels(image: torch.Tensor, channels: int) -> torch.Tensor:
     """An image (..., C, H, W) with `channels` channels: grey repeated to RGB, RGB to its luma (ITU-R BT.601).
 

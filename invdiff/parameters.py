@@ -1,6 +1,6 @@
 """Declared parameters: one declaration gives parsing, range checks, help, documentation and error messages.
 
-Operators and solvers are frozen dataclasses whose fields are made by `parameter(...)`.
+Operators, solvers and samplers are frozen dataclasses whose fields are made by `parameter(...)`.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from invdiff.errors import UsageError, unknown
 
@@ -201,3 +202,27 @@ def format_spec(name: str, instance: Any) -> str:
         text = text.removesuffix(".0") if isinstance(value, float) else text
         parts.append(f"{declaration.name}={text}")
     return f"{name}:{','.join(parts)}" if parts else name
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method of the literature as a frozen dataclass of declared parameters: its name, its spec, its paper."""
+
+    name: ClassVar[str] = "method"
+
+    def __post_init__(self) -> None:
+        validate(self, self.name)
+
+    @property
+    def spec(self) -> str:
+        """Text that builds this method again, e.g. "diffpir:steps=20,zeta=0.3"."""
+        return format_spec(self.name, self)
+
+    def settings(self) -> dict[str, Any]:
+        """All parameters, resolved, as plain data."""
+        return {"name": self.name} | {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def paper(cls) -> str:
+        """The header of the method's file: title, authors, year, equations, and how this code differs."""
+        return (sys.modules[cls.__module__].__doc__ or "").strip()

@@ -21,7 +21,7 @@ from invdiff.errors import CheckpointError, UsageError, unknown
 from invdiff.priors.diffusers_folder import Checkpoint, first_few, read_scheduler
 from invdiff.priors.environment import explain_import_failure, installed
 from invdiff.priors.hub import commit_of
-from invdiff.priors.tensor_files import save_network
+from invdiff.priors.tensor_files import pipeline_index, save_network
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is carried over from the top of a folder; with it, the pictures that its model card shows.
@@ -167,9 +167,7 @@ def _write_scheduler(checkpoint: Checkpoint, part: Path) -> None:
         raise CheckpointError(
             f"{checkpoint.path}: its scheduler cannot be written as a DDPMScheduler of this diffusers"
         )
-    index = {"_class_name": "DDPMPipeline", "_diffusers_version": __version__}
-    index |= {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
-    _write_json(part / "model_index.json", index)
+    _write_json(part / "model_index.json", pipeline_index(__version__))
 
 
 def _copy_papers(source: Path, part: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.images import fit_channels, list_images, read_image
+from invdiff.images import centre, fit_channels, list_images, read_image
 
 SMALLEST = 300
 """Pixels that every built-in picture has on each side."""
@@ -61,10 +61,4 @@ def read_pictures(data: str | Path, channels: int, side: int, multiple: int, cou
             )
         tensors.append(tensor)
     side = min(side, *(min(tensor.shape[1:]) for tensor in tensors))
-    return torch.stack([_middle(tensor, side - side % multiple) for tensor in tensors])
-
-
-def _middle(tensor: torch.Tensor, side: int) -> torch.Tensor:
-    """The middle of a picture (C, H, W)."""
-    top, left = (tensor.shape[1] - side) // 2, (tensor.shape[2] - side) // 2
-    return tensor[:, top : top + side, left : left + side]
+    return torch.stack([centre(tensor, side - side % multiple) for tensor in tensors])

@@ -78,6 +78,12 @@ def save_network(network: Any, folder: Path, **options: Any) -> None:
         path.chmod(0o666 & ~mask)
 
 
+def pipeline_index(version: str) -> dict[str, Any]:
+    """model_index.json of a UNet2DModel with a DDPMScheduler, written by this version of diffusers."""
+    index: dict[str, Any] = {"_class_name": "DDPMPipeline", "_diffusers_version": version}
+    return index | {"scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file. Raises CheckpointError for anything else."""
     try:

@@ -7,17 +7,16 @@ the last one. They yield what they reach, so that progress, checks and pictures 
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
 from invdiff import sampling
 from invdiff.errors import UsageError
-from invdiff.parameters import format_spec, parameter, validate, whole
+from invdiff.parameters import Method, parameter, whole
 from invdiff.priors.base import Prior
 from invdiff.sampling import Noise
 from invdiff.schedule import Schedule
@@ -49,7 +48,7 @@ class Step(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(Method):
     """Settings of a method. A subclass adds its own and writes `walk`."""
 
     name: ClassVar[str] = "sampler"
@@ -61,9 +60,6 @@ class Sampler:
     sigma_max: float | None = parameter(
         None, above=0, help="first noise level, in [0, 1] units; default: the largest the prior knows", unit="[0,1]"
     )
-
-    def __post_init__(self) -> None:
-        validate(self, self.name)
 
     def levels(self, prior: Prior) -> list[float]:
         """The noise levels to visit, decreasing, without the final zero: as many as `steps` calls pay for."""
@@ -83,20 +79,6 @@ class Sampler:
     def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
         """From x (B, ...) at levels[0] to a sample, one Step for each level."""
         raise NotImplementedError
-
-    @property
-    def spec(self) -> str:
-        """Text that builds this sampler again, e.g. "ddim:eta=0.5"."""
-        return format_spec(self.name, self)
-
-    def settings(self) -> dict[str, Any]:
-        """All settings, resolved, as plain data."""
-        return {"name": self.name} | {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def paper(cls) -> str:
-        """The header of the method's file: title, authors, year, equations, and how this code differs."""
-        return (sys.modules[cls.__module__].__doc__ or "").strip()
 
 
 def pairs(levels: Sequence[float]) -> Iterator[tuple[float, float]]:

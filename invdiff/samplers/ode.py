@@ -15,31 +15,21 @@ Differs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from invdiff.continuous import VPSDE
-from invdiff.priors.base import Prior
-from invdiff.samplers.base import Sampler, Step, pairs
+from invdiff.samplers.euler import Euler
 from invdiff.sampling import Noise
 
 
 @dataclass(frozen=True)
-class ProbabilityFlow(Sampler):
+class ProbabilityFlow(Euler):
     """Euler steps of the VP-SDE's probability flow; deterministic."""
 
     name: ClassVar[str] = "ode"
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
-        equation = VPSDE.of(prior)
-        for sigma, next_sigma in pairs(levels):
-            if next_sigma == 0:
-                x = prior.denoise(x, sigma)
-            else:
-                s, next_s = equation.time(sigma), equation.time(next_sigma)
-                x_s = equation.state(x, s)
-                x = equation.image(x_s - equation.flow(x_s, s) * (s - next_s), next_s)
-            yield Step(sigma, next_sigma, x)
+    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Noise) -> torch.Tensor:
+        return x_s - equation.flow(x_s, s) * h

@@ -14,32 +14,22 @@ Differs from the paper:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
 from invdiff.continuous import VPSDE
-from invdiff.priors.base import Prior
-from invdiff.samplers.base import Sampler, Step, pairs
+from invdiff.samplers.euler import Euler
 from invdiff.sampling import Noise
 
 
 @dataclass(frozen=True)
-class ReverseSDE(Sampler):
+class ReverseSDE(Euler):
     """Euler-Maruyama steps of the reverse-time VP-SDE."""
 
     name: ClassVar[str] = "sde"
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
-        equation = VPSDE.of(prior)
-        for sigma, next_sigma in pairs(levels):
-            if next_sigma == 0:
-                x = prior.denoise(x, sigma)
-            else:
-                s, next_s = equation.time(sigma), equation.time(next_sigma)
-                x_s, h, g = equation.state(x, s), s - next_s, equation.diffusion(s)
-                x_s = x_s - equation.reverse_drift(x_s, s) * h + g * math.sqrt(h) * noise()
-                x = equation.image(x_s, next_s)
-            yield Step(sigma, next_sigma, x)
+    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Noise) -> torch.Tensor:
+        drift, g = equation.reverse_drift(x_s, s), equation.diffusion(s)
+        return x_s - drift * h + g * math.sqrt(h) * noise()

@@ -7,16 +7,15 @@ the place of pure noise (`Solver.levels`, `Solver.start`). `spacing=timestep,sig
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from invdiff.errors import UsageError
 from invdiff.operator import Operator
-from invdiff.parameters import format_spec, parameter, validate, whole
+from invdiff.parameters import Method, parameter, whole
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import SPACINGS, Noise, noise_levels
@@ -36,7 +35,7 @@ Transition = Callable[[torch.Tensor, Estimate, float, float, Noise], torch.Tenso
 
 
 @dataclass(frozen=True)
-class Solver:
+class Solver(Method):
     """Hyperparameters of a method. Subclasses add theirs and write `correction` and `transition`."""
 
     name: ClassVar[str] = "solver"
@@ -53,7 +52,7 @@ class Solver:
     spacing: str = parameter("log", kind=str, choices=SPACINGS, help="how the noise levels are spread")
 
     def __post_init__(self) -> None:
-        validate(self, self.name)
+        super().__post_init__()
         if self.sigma_max is not None and self.sigma_min is not None and self.sigma_min > self.sigma_max:
             raise UsageError(f"{self.name}: sigma_min={self.sigma_min} is above sigma_max={self.sigma_max}")
 
@@ -107,20 +106,6 @@ class Solver:
                 f"{self.name} needs {' and '.join(words[m] for m in missing)}, which {operator} does not offer; "
                 f"solvers that work: {', '.join(able) or 'none'}"
             )
-
-    @property
-    def spec(self) -> str:
-        """Text that builds this solver again, e.g. "diffpir:steps=20,zeta=0.3"."""
-        return format_spec(self.name, self)
-
-    def settings(self) -> dict[str, Any]:
-        """All hyperparameters, resolved, as plain data."""
-        return {"name": self.name} | {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @classmethod
-    def paper(cls) -> str:
-        """The header of the method's file: title, authors, year, equations, and how this code differs."""
-        return (sys.modules[cls.__module__].__doc__ or "").strip()
 
 
 def denoise_with_vjp(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import CheckpointError
-from invdiff.priors.tensor_files import load_tensors, save_network
+from invdiff.priors.tensor_files import load_tensors, pipeline_index, save_network
 from invdiff.training.config import TrainingConfig
 from invdiff.training.ema import Averages
 from invdiff.training.optimizers import build_optimizer
@@ -164,19 +164,15 @@ def export_pipeline(network: Any, scheduler: Any, config: TrainingConfig, out: P
     import diffusers
 
     part = out / "export.part"
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": diffusers.__version__,
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
     shutil.rmtree(part, ignore_errors=True)
     try:
         with explained(out):
             save_network(copy.deepcopy(network).half(), part / "unet")
             scheduler.save_pretrained(part / "scheduler")
             write_recipe(config, part / "recipe.json")
-            (part / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+            (part / "model_index.json").write_text(
+                json.dumps(pipeline_index(diffusers.__version__), indent=2) + "\n", encoding="utf-8"
+            )
             # The index goes last: a first export that is cut short is no model yet.
             pieces = sorted((p for p in part.rglob("*") if p.is_file()), key=lambda p: p.name == "model_index.json")
             for piece in pieces:

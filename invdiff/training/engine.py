@@ -13,6 +13,7 @@ import torch
 
 from invdiff.device import choose_precision
 from invdiff.errors import NumericalError, UsageError
+from invdiff.images import centre
 from invdiff.priors.tensor_files import read_json
 from invdiff.schedule import Schedule
 from invdiff.training.background import Prefetcher, StopFlag, beside
@@ -181,5 +182,5 @@ def _split(entries: list[Entry], config: TrainingConfig, out: Path, resume: bool
 def _validation_image(entry: Entry, config: TrainingConfig, side: int = 256) -> torch.Tensor:
     """The centre (C, h, w) in [0, 1] of an image, at most `side` pixels a side."""
     pixels = to_unit(load(entry, config.channels, config.value_range))
-    top, left = ((extent - min(side, extent)) // 2 for extent in pixels.shape[:2])
-    return torch.from_numpy(pixels[top : top + side, left : left + side].transpose(2, 0, 1).copy())
+    middle = centre(torch.from_numpy(pixels).permute(2, 0, 1), side)
+    return middle.clone(memory_format=torch.contiguous_format)

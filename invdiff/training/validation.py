@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from invdiff.generation import sample
-from invdiff.images import to_grid
+from invdiff.images import centre, to_grid
 from invdiff.priors.base import Prior
 from invdiff.schedule import Schedule
 
@@ -82,11 +82,11 @@ def denoising_scores(
             for sigma, answer in zip(sigmas, whole, strict=True):
                 totals[None, sigma] += _psnr(answer, x[0])
             for side in fitting if takes_part else ():
-                inside = _centre(noisy, side)  # the noise levels in one batch: small windows leave a GPU idle
+                inside = centre(noisy, side)  # the noise levels in one batch: small windows leave a GPU idle
                 answers = whole if inside.shape == noisy.shape else prior.denoise(inside, torch.tensor(sigmas))
-                truth = _centre(_centre(x, side), scored)[0]
+                truth = centre(centre(x, side), scored)[0]
                 for sigma, answer in zip(sigmas, answers, strict=True):
-                    totals[side, sigma] += _psnr(_centre(answer, scored), truth)
+                    totals[side, sigma] += _psnr(centre(answer, scored), truth)
     return {key: total / max(1, len(pictures) if key[0] is None else compared) for key, total in totals.items()}
 
 
@@ -95,11 +95,6 @@ def fitting_sizes(images: Sequence[torch.Tensor], sizes: Sequence[int] = SIZES) 
     sides = sorted(min(image.shape[-2:]) for image in images)
     median = sides[len(sides) // 2] if sides else 0
     return [side for side in sorted(sizes) if side <= median]
-
-
-def _centre(x: torch.Tensor, side: int) -> torch.Tensor:
-    top, left = ((extent - side) // 2 for extent in x.shape[-2:])
-    return x[..., top : top + side, left : left + side]
 
 
 def _psnr(answer: torch.Tensor, truth: torch.Tensor) -> float:
@@ -124,7 +119,7 @@ def validation_loss(
             draws = min(5, max(1, round(0.4 * height * width / extent**2)))  # 8 % of the calls for the PSNR
             t = (len(schedule) * (np.arange(draws) + math.fmod(index * golden, 1.0)) / draws).astype(np.int64)
             sigma = torch.from_numpy(schedule.sigmas[t] / 2).float()  # [0, 1] is half as wide as [-1, 1]
-            x = _centre(image, extent)[None].to(prior.device)
+            x = centre(image, extent)[None].to(prior.device)
             rng = np.random.default_rng([seed, 1, index])
             n = torch.from_numpy(rng.standard_normal((draws, *x.shape[1:]), dtype=np.float32)).to(prior.device)
             noisy = x + sigma.to(prior.device)[:, None, None, None] * n
@@ -142,7 +137,8 @@ def sample_picture(
     seed: int = 0,
     sigma: float = 50 / 255,
 ) -> torch.Tensor:
-    """A picture (3, H, W) to judge the prior by: `count` samples of `shape` (C, h, w) in a row, by `steps` DDIM steps;
+    """A picture (3, H, W) to judge the prior by: `count` samples of `shape` (C, h, w) in a row, by `steps` calls of
+    DPM-Solver++;
     below, of two of the images (C, H, W) the centre, the same with noise sigma, and denoised.
 
     Always from the same noise, so that the pictures of one training can be compared.
@@ -156,7 +152,7 @@ def sample_picture(
         side = min(count * (shape[2] + 8) // 6 - 8, *(extent for image in chosen for extent in image.shape[-2:]))
         tiles, labels = [], []
         for index, image in enumerate(chosen):
-            x = _centre(image, side)[None]
+            x = centre(image, side)[None]
             noise = np.random.default_rng([seed, 2, index]).standard_normal(tuple(x.shape), dtype=np.float32)
             noisy = x + sigma * torch.from_numpy(noise)
             with torch.inference_mode():

@@ -41,7 +41,7 @@ WINDOW = 10
 
 @dataclass(frozen=True)
 class PictureSettings:
-    """What `Watch.pictures` draws: `samples` samples of at most `side` pixels by `steps` DDIM steps; of the files
+    """What `Watch.pictures` draws: `samples` samples of at most `side` pixels by `steps` calls of DPM-Solver++; of the files
     step-*.png `kept` are kept, the first, the last and others evenly between."""
 
     samples: int = 8
