@@ -20,6 +20,7 @@ from typing import Any
 from invdiff.generation import sample
 from invdiff.images import to_grid, write_image
 from invdiff.priors import load_prior
+from invdiff.priors.diffusers_folder import STATISTICS
 from invdiff.priors.loading import describe_checkpoint
 
 # CBSD68, colour, PSNR in dB. Published: the figure of color results of github.com/cszn/DPIR (Zhang et al. 2021).
@@ -30,6 +31,10 @@ PUBLISHED = {
     "DRUNet": {15: 34.30, 25: 31.69, 50: 28.51},
 }
 SAMPLING: dict[str, Any] = {"sampler": "dpmpp", "steps": 30, "seed": 0}
+
+HIGH_NOISE = """Above sigma 2, `invdiff` takes a Gaussian model of the training photographs (`image_statistics.json`) in place of the network,
+whose error, multiplied by sigma, is there larger than the picture. Programs that do not know that file draw samples in
+glaring colours. Restoration starts at sigma 2."""
 
 CARD = """---
 license: mit
@@ -70,9 +75,7 @@ Unconditional samples of 64 x 64, the first eight of seed 0 ({sampling}):
 
 ![samples](samples.png)
 
-Their colours are stronger than those of photographs: above sigma 5 an epsilon network's error, multiplied by sigma, is larger
-than the picture. Restoration starts at sigma 2 and does not see it.
-`invdiff sample --sampler dpmpp:sigma_max=5` starts lower, too.
+{high_noise}
 
 ## Training
 
@@ -173,6 +176,7 @@ def main() -> None:
         scores=scores,
         targets=targets_table(scores),
         invariance="\n\n".join(path.read_text().strip() for path in arguments.invariance),
+        high_noise=HIGH_NOISE if (folder / STATISTICS).exists() else "",
         sampling=", ".join(f"{key} {value}" for key, value in SAMPLING.items()),
         story=arguments.story.read_text().strip("\n"),
         recipes=f"{COMPARED}{arguments.recipes.read_text().strip()}\n\n" if arguments.recipes else "",

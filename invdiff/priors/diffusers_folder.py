@@ -12,9 +12,11 @@ import torch
 from invdiff.errors import CheckpointError, UsageError
 from invdiff.parameterization import check_prediction
 from invdiff.priors.environment import explain_import_failure
+from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.tensor_files import first_line, load_tensors, read_json
 from invdiff.schedule import Schedule
 
+STATISTICS = "image_statistics.json"
 SUPPORTED = "an unconditional, pixel-space UNet2DModel with a DDPM-type scheduler"
 # Schedulers whose training process is the DDPM chain; they differ in how they sample, which is ours to choose.
 _SCHEDULERS = (
@@ -52,6 +54,23 @@ class Checkpoint:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All weights under UNet2DModel's names, in the dtype they are stored in. Raises CheckpointError."""
         raise NotImplementedError
+
+    def statistics(self) -> GaussianImages | None:
+        """The Gaussian model of the images beside the network (image_statistics.json), if there is one.
+
+        Raises CheckpointError for a file that is damaged or of another number of channels."""
+        path = self.path / STATISTICS
+        if not path.is_file():
+            return None
+        try:
+            statistics = GaussianImages.from_dict(read_json(path))
+        except UsageError as error:
+            raise CheckpointError(f"{path}: {error}; delete it to do without") from None
+        if len(statistics.mean) != self.channels:
+            raise CheckpointError(
+                f"{path} is of {len(statistics.mean)} channel(s), the network of {self.channels}; delete it to do without"
+            )
+        return statistics
 
     @property
     def schedule_name(self) -> str:

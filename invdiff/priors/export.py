@@ -18,14 +18,14 @@ from typing import Any
 import torch
 
 from invdiff.errors import CheckpointError, UsageError, unknown
-from invdiff.priors.diffusers_folder import Checkpoint, first_few, read_scheduler
+from invdiff.priors.diffusers_folder import STATISTICS, Checkpoint, first_few, read_scheduler
 from invdiff.priors.environment import explain_import_failure, installed
 from invdiff.priors.hub import commit_of
 from invdiff.priors.tensor_files import pipeline_index, save_network
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What is carried over from the top of a folder; with it, the pictures that its model card shows.
-_PAPERS = ("README.md", "LICENSE*", "recipe.*", "log.csv", "provenance.json")
+_PAPERS = ("README.md", "LICENSE*", "recipe.*", "log.csv", "provenance.json", STATISTICS)
 
 
 def write_folder(

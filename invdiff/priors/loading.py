@@ -69,6 +69,7 @@ def network_prior(
         prediction=checkpoint.prediction,
         multiple=checkpoint.multiple,
         precision=precision,
+        high_noise=checkpoint.statistics(),
         name=name,
         identity={"path": str(checkpoint.path), "sha256": checkpoint.sha256()},
     )

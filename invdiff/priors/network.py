@@ -12,6 +12,7 @@ from invdiff.device import autocast
 from invdiff.errors import UsageError
 from invdiff.parameterization import check_prediction, to_clean
 from invdiff.priors.base import Prior, Sigma, per_sample
+from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.schedule import Schedule
 
 
@@ -33,6 +34,7 @@ class NetworkPrior(Prior):
     schedule: its training schedule; prediction: "epsilon", "sample" or "v_prediction".
     multiple: images are padded to a multiple of this many pixels and cropped back, so every H x W works.
     precision: dtype of the network's arithmetic (autocast); everything around it keeps x's dtype.
+    high_noise: a Gaussian model of the images, which answers above sigma_start in place of the network.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class NetworkPrior(Prior):
         prediction: str = "epsilon",
         multiple: int = 1,
         precision: torch.dtype = torch.float32,
+        high_noise: GaussianImages | None = None,
         name: str = "network",
         identity: dict[str, Any] | None = None,
     ) -> None:
@@ -53,6 +56,7 @@ class NetworkPrior(Prior):
         self.prediction = check_prediction(prediction)
         self.multiple = multiple
         self.precision = precision
+        self.high_noise = high_noise
         self.name = name
         self.identity = identity or {}
         # sigma is halved on the way out: [0, 1] is half as wide as [-1, 1].
@@ -80,6 +84,16 @@ class NetworkPrior(Prior):
         if x.ndim != 4:
             raise UsageError(f"a network prior takes images (B, C, H, W), got a tensor of shape {tuple(x.shape)}")
         self.check_shape(x.shape[1:])
+        if self.high_noise is not None:
+            above = _to_numpy(sigma).reshape(-1) > self.sigma_start
+            if above.all():
+                return self.high_noise.denoise(x, sigma)
+            if above.any():
+                chosen = torch.from_numpy(above).to(x.device).reshape(-1, 1, 1, 1)
+                return torch.where(chosen, self.high_noise.denoise(x, sigma), self._ask(x, sigma))
+        return self._ask(x, sigma)
+
+    def _ask(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         levels = per_sample(sigma, x) * 2
         t = torch.as_tensor(self.schedule.t(_to_numpy(sigma).reshape(-1) * 2), dtype=torch.float32, device=x.device)
         abar = 1 / (1 + levels**2)
@@ -103,6 +117,7 @@ class NetworkPrior(Prior):
             "channels": self.channels,
             "prediction": self.prediction,
             "precision": str(self.precision).removeprefix("torch."),
+            "above sigma_start": "network" if self.high_noise is None else "Gaussian images",
             **self.identity,
         }
 

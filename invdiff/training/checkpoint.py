@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from invdiff.errors import CheckpointError
+from invdiff.priors.diffusers_folder import STATISTICS
+from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.tensor_files import load_tensors, pipeline_index, save_network
 from invdiff.training.config import TrainingConfig
 from invdiff.training.ema import Averages
@@ -156,8 +158,11 @@ def write_recipe(config: TrainingConfig, path: Path) -> None:
         temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
-def export_pipeline(network: Any, scheduler: Any, config: TrainingConfig, out: Path) -> Path:
-    """Write unet/ (float16 safetensors), scheduler/, model_index.json and recipe.json; returns `out`.
+def export_pipeline(
+    network: Any, scheduler: Any, config: TrainingConfig, out: Path, statistics: GaussianImages | None = None
+) -> Path:
+    """Write unet/ (float16 safetensors), scheduler/, model_index.json, recipe.json, and the statistics of the images, if
+    any; returns `out`.
 
     All are complete before any replaces the one before. `diffusers.DDPMPipeline.from_pretrained(out)` reads it.
     """
@@ -170,6 +175,9 @@ def export_pipeline(network: Any, scheduler: Any, config: TrainingConfig, out: P
             save_network(copy.deepcopy(network).half(), part / "unet")
             scheduler.save_pretrained(part / "scheduler")
             write_recipe(config, part / "recipe.json")
+            if statistics is not None:
+                text = json.dumps(statistics.to_dict(), indent=2) + "\n"
+                (part / STATISTICS).write_text(text, encoding="utf-8")
             (part / "model_index.json").write_text(
                 json.dumps(pipeline_index(diffusers.__version__), indent=2) + "\n", encoding="utf-8"
             )

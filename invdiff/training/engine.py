@@ -31,6 +31,7 @@ from invdiff.training.objective import Objective
 from invdiff.training.optimizers import Budget, rate
 from invdiff.training.photographs import Photographs
 from invdiff.training.provenance import Provenance, describe_device
+from invdiff.training.statistics import image_statistics
 from invdiff.training.room import cores
 from invdiff.training.watch import PictureSettings, Watch
 
@@ -92,6 +93,7 @@ def train(
             watch=Watch(out, config, step=state.step, state=state.watch, tensorboard=tensorboard, drawing=drawing),
             provenance=provenance,
             images=validation,
+            statistics=image_statistics(photographs, config),
             precision=precision,
             report=report,
         )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import NumericalError
+from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.network import NetworkPrior
 from invdiff.schedule import Schedule
 from invdiff.training.checkpoint import TrainingState, export_pipeline, state_path
@@ -29,7 +30,7 @@ CHOOSING = (15 / 255, 25 / 255, 50 / 255)
 class Leader:
     """Watches over one training, and writes everything that is under `out`.
 
-    images: held-back images (C, H, W) in [0, 1]; report: takes the facts of every step, for a progress bar.
+    images: held-back images (C, H, W) in [0, 1]; statistics: of the training images, for high noise; report: takes the facts of every step, for a progress bar.
     """
 
     def __init__(
@@ -42,12 +43,13 @@ class Leader:
         watch: Watch,
         provenance: Provenance,
         images: Sequence[torch.Tensor],
+        statistics: GaussianImages | None,
         precision: torch.dtype,
         report: Report | None,
     ) -> None:
         self.config, self.state, self.out = config, state, out
         self.budget, self.watch, self.provenance, self.report = budget, watch, provenance, report
-        self.images, self.precision = images, precision
+        self.images, self.statistics, self.precision = images, statistics, precision
         self.schedule = Schedule.named(config.schedule, config.schedule_steps)
         self.first = self.validated = state.step
         """Steps at which this session began, and at which it validated last."""
@@ -105,6 +107,7 @@ class Leader:
             prediction=self.config.prediction,
             multiple=self.config.downsampling,
             precision=self.precision,
+            high_noise=self.statistics,
         )
 
     def save(self) -> None:
@@ -116,7 +119,7 @@ class Leader:
         state.watch, seconds = self.watch.state(), self.budget.elapsed()
         state.save(self.out, seconds)
         self.saved, self._saved_at = state.step, seconds
-        export_pipeline(averages.exported, build_scheduler(self.config), self.config, self.out)
+        export_pipeline(averages.exported, build_scheduler(self.config), self.config, self.out, self.statistics)
         exported = {"step": state.step, "ema": averages.best, "compared": list(averages.modules)}
         self.provenance.write(state.step, seconds, exported)
 
