@@ -58,6 +58,7 @@ def sample(
     with torch.no_grad():
         for first in range(0, count, batch_size):
             keys = range(first, min(first + batch_size, count))
+            counted.rows = len(keys)
             like = torch.zeros((), device=prior.device)
             noise = Noise([generator(seed, "sample", key) for key in keys], shape, like)
             x = 0.5 + levels[0] * noise()
@@ -69,6 +70,6 @@ def sample(
                     )
                 for _ in range(counted.calls):
                     advance()
-                counted.calls = 0
+                counted.images = 0
             results.append(x.cpu())
     return torch.cat(results)

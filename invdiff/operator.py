@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.linalg import solve
+from invdiff.linalg import largest_eigenvalue, solve
 from invdiff.parameters import declarations, format_spec, validate
 
 Shape = tuple[int, ...]
@@ -38,6 +38,8 @@ class Operator:
     name: ClassVar[str] = "operator"
     linear: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
+    # What kind of loss it is, for the choice of a solver: "blur", "downsampling", "inpainting", or "other".
+    family: ClassVar[str] = "other"
     # True if U^T U = I even where s = 0: then the adjoint has a decomposition too.
     orthonormal_U: ClassVar[bool] = False
 
@@ -169,15 +171,13 @@ class Operator:
         return Adjoint(self)
 
     def norm(self, shape: Shape, iterations: int = 50) -> float:
-        """The largest singular value for images of this shape (power iteration where there is no decomposition)."""
+        """The largest singular value for images of this shape (Lanczos' method where there is no decomposition)."""
         self._require_linear("norm")
         if self.has_svd:
             return float(self.svd(shape).singular_values.max())
         generator = torch.Generator().manual_seed(0)
-        x = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
-        for _ in range(iterations):
-            x = self.A_adjoint_A(x / x.norm())
-        return math.sqrt(float(x.norm()))
+        start = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
+        return math.sqrt(largest_eigenvalue(self.A_adjoint_A, start, iterations))
 
     def measured_count(self, shape: Shape) -> int:
         """Number of measured values of an image of this shape: the m of the residual ||y - A x|| / (sigma_y sqrt(m))."""

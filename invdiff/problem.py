@@ -1,4 +1,4 @@
-"""An inverse problem: operator, noise level and measurement, with or without the truth."""
+"""An inverse problem: operator, noise and measurement, with or without the truth."""
 
 from __future__ import annotations
 
@@ -8,27 +8,10 @@ from typing import Any
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.noise import Gaussian, NoiseModel, noise_model
+from invdiff.noise import check_noise as check_noise
 from invdiff.operator import Operator, Shape
-from invdiff.parameters import fraction
-
-
-def check_noise(noise: Any, *, zero: bool = False) -> float:
-    """sigma_y as a float in [0, 1] units, from a number or text such as "12.75/255".
-
-    Raises UsageError unless it is more than 0 (zero=True: or equal to it, for simulating) and finite.
-    """
-    try:
-        value = fraction(noise)
-    except (TypeError, ValueError):
-        raise UsageError(f"noise {noise!r} is not a number; write 0.05 or 12.75/255 (images are in [0, 1])") from None
-    if zero and value == 0:
-        return 0.0
-    if not 0 < value < float("inf"):
-        raise UsageError(
-            f"noise must be more than 0, got {noise}; for a measurement that looks free of noise give its rounding "
-            "error, e.g. 0.3/255 for an 8-bit file"
-        )
-    return value
+from invdiff.whitening import Whitened, average_deviation, local_deviation
 
 
 def check_images(x: Any, what: str) -> torch.Tensor:
@@ -48,11 +31,13 @@ def check_images(x: Any, what: str) -> torch.Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """Y = A(X) + sigma_y Z.
+    """Y = A(X) + sigma_y Z, or A(X) seen through another noise model.
 
     operator: A; y: measurement (B, *measurement shape), set to 0 where the operator observes nothing;
     sigma_y: noise standard deviation in [0, 1] units; image_shape: shape of one x without batch;
-    truth: the clean x (B, *image_shape) where it is known.
+    truth: the clean x (B, *image_shape) where it is known; noise: the model, None for a Gaussian.
+    With a model that is not Gaussian `of` gives the problem its sigma_y: the root mean square, over the measured values, of
+    the standard deviation that y itself tells. It belongs to all rows together, so `restore` takes such images one by one.
     """
 
     operator: Operator
@@ -60,18 +45,40 @@ class Problem:
     sigma_y: float
     image_shape: Shape
     truth: torch.Tensor | None = None
+    noise: NoiseModel | None = None
 
     def __post_init__(self) -> None:
-        mask = self.operator.observed(self.image_shape)
+        mask = self._mask
         if mask is not None:
             # A file may hold anything where nothing was measured, white holes say; no solver may see it.
             object.__setattr__(self, "y", self.y * mask.to(self.y))
 
+    @property
+    def _mask(self) -> torch.Tensor | None:
+        return self.operator.observed(self.image_shape)
+
+    @property
+    def noise_model(self) -> NoiseModel:
+        """The model, Gaussian ones too."""
+        return self.noise or Gaussian(self.sigma_y)
+
+    @classmethod
+    def of(
+        cls, operator: Operator, y: torch.Tensor, noise: NoiseModel, shape: Shape, truth: torch.Tensor | None = None
+    ) -> Problem:
+        """With the sigma_y that the noise model has, or gives for this y. Raises UsageError if it cannot have given y."""
+        if isinstance(noise, Gaussian):
+            return cls(operator, y, noise.sigma, shape, truth)
+        problem = cls(operator, y, 1.0, shape, truth, noise)
+        noise.check_measurement(problem.y)
+        return problem.rows(list(range(len(y))))
+
     @classmethod
     def from_measurement(cls, y: torch.Tensor, operator: Any, noise: Any) -> Problem:
-        """From what was measured. operator: an Operator, its name or spec, or a deepinv Physics.
+        """From what was measured. operator: an Operator, its name or spec, or a deepinv Physics; noise: sigma_y, a spec
+        such as "poisson:gain=0.02", or a NoiseModel.
 
-        Raises UsageError if y is not a tensor of finite floats, or no image could give a measurement of its shape.
+        Raises UsageError if y is not a tensor of finite floats, or no image could give a measurement of its shape or sign.
         """
         check_images(y, "the measurement y")
         # The data step squares small numbers: half precision is for networks only.
@@ -81,7 +88,7 @@ class Problem:
         expected = operator.measurement_shape(shape)
         if tuple(y.shape[1:]) != tuple(expected):
             raise UsageError(f"{operator} measures {expected} from an image {shape}, but y is {tuple(y.shape[1:])}")
-        return cls(operator, y, check_noise(noise), tuple(shape))
+        return cls.of(operator, y, noise_model(noise), tuple(shape))
 
     @classmethod
     def from_clean(cls, x: torch.Tensor, operator: Any, noise: Any, seed: int = 0) -> Problem:
@@ -90,23 +97,57 @@ class Problem:
 
         operator = resolve_operator(operator)
         y = degrade(x, operator, noise=noise, seed=seed)
-        return cls(operator, y, check_noise(noise), tuple(x.shape[1:]), x)
+        return cls.of(operator, y, noise_model(noise), tuple(x.shape[1:]), x)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
-        """||y - A x|| / (sigma_y sqrt(m)) of each x (B, ...): about 1 when the noise is explained. Shape (B,)."""
-        difference = self.y - self.operator.A(x)
+        """||y - A x|| / (sigma_y sqrt(m)) of each x (B, ...): about 1 when the noise is explained. Shape (B,).
+
+        Where the noise differs from entry to entry, each counts in units of its own deviation."""
+        white = self.whitened()
+        difference = white.y - white.operator.A(x)
         m = max(1, self.operator.measured_count(self.image_shape))
         return difference.flatten(1).norm(dim=1) / (self.sigma_y * m**0.5)
+
+    def log_likelihood(self, x: torch.Tensor) -> torch.Tensor:
+        """log p(y | x) of each x (B, ...), (B,): the noise model's own, whatever it is. Differentiable in x."""
+        values = self.noise_model.log_likelihood(self.y, self.operator.A(x))
+        mask = self._mask
+        return (values if mask is None else values * mask.to(values)).flatten(1).sum(1)
+
+    def likelihood_score(self, x: torch.Tensor) -> torch.Tensor:
+        """grad_x log p(y | x), (B, *image shape): J(x)^T (y - A x) / variance(A x), for a differentiable operator.
+
+        An entry that is not measured is 0 in y and in A x, and says nothing."""
+        z = self.operator.A(x)
+        return self.operator.A_vjp(x, self.noise_model.score(self.y, z))
+
+    def whitened(self) -> Problem:
+        """The same measurement with Gaussian noise of one size: itself, if its noise is that; else the locally Gaussian
+        problem, W y = W A x + sigma_y n with W = diag(sigma_y / sigma_i) and sigma_i the deviation that y itself tells.
+
+        W has no unit, so sigma_y stays in [0, 1] units; the operator W A has no decomposition (invdiff/whitening.py)."""
+        if self.noise is None:
+            return self
+        weights = self.sigma_y / local_deviation(self.noise, self.y, self._mask)
+        if (weights == weights[:1]).all():
+            weights = weights[:1]  # then it fits any number of samples of the one image
+        operator = Whitened(self.operator, weights)
+        return Problem(operator, weights * self.y, self.sigma_y, self.image_shape, self.truth)
 
     def to(self, device: torch.device) -> Problem:
         """The same problem on a device."""
         truth = None if self.truth is None else self.truth.to(device)
-        return Problem(self.operator, self.y.to(device), self.sigma_y, self.image_shape, truth)
+        return Problem(self.operator, self.y.to(device), self.sigma_y, self.image_shape, truth, self.noise)
 
     def rows(self, index: torch.Tensor | list[int]) -> Problem:
         """The same problem for these rows of the batch (repeats allowed)."""
-        truth = None if self.truth is None else self.truth[index]
-        return Problem(self.operator, self.y[index], self.sigma_y, self.image_shape, truth)
+        operator = self.operator.rows(index) if isinstance(self.operator, Whitened) else self.operator
+        truth, y = None if self.truth is None else self.truth[index], self.y[index]
+        sigma_y = self.sigma_y
+        if self.noise is not None:
+            # Over different rows only: a thousand samples of one image have the sigma_y of that image, to the last bit.
+            sigma_y = float(average_deviation(self.noise, y, self._mask).square().unique().mean().sqrt())
+        return Problem(operator, y, sigma_y, self.image_shape, truth, self.noise)
 
 
 def resolve_operator(operator: Any) -> Operator:

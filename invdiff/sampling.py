@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,10 +42,23 @@ class Noise:
         self._generators, self._shape, self._like = list(generators), tuple(shape), like
 
     def __call__(self) -> torch.Tensor:
-        """(B, *shape) of independent N(0, 1)."""
-        rows = [
-            torch.randn(self._shape, generator=g, dtype=self._like.dtype, device=g.device) for g in self._generators
-        ]
+        """(B, *shape) of independent N(0, 1), of an image's shape."""
+        return self.normal(*self._shape)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """(B, *shape) of independent N(0, 1), of any shape: noise of a measurement, or of many particles."""
+        return self._draw(torch.randn, shape)
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """(B, *shape) of independent uniform numbers in [0, 1)."""
+        return self._draw(torch.rand, shape)
+
+    def sample(self, draw: Callable[[int, torch.Generator], torch.Tensor], count: int = 1) -> torch.Tensor:
+        """(B * count, ...): `count` draws for each row by draw(count, generator), which a prior's `sample` is."""
+        return torch.cat([draw(count, g) for g in self._generators])
+
+    def _draw(self, make: Callable[..., torch.Tensor], shape: Shape) -> torch.Tensor:
+        rows = [make(shape, generator=g, dtype=self._like.dtype, device=g.device) for g in self._generators]
         return torch.stack(rows).to(self._like.device)
 
 
@@ -76,29 +89,47 @@ def noise_levels(
 
 
 class CountedPrior(Prior):
-    """A prior that counts its calls: the number of function evaluations (NFE)."""
+    """A prior that counts its calls: the number of function evaluations (NFE) for each of `rows` samples."""
 
-    def __init__(self, prior: Prior) -> None:
-        self.prior = prior
+    def __init__(self, prior: Prior, rows: int = 1) -> None:
+        self.prior, self.rows = prior, rows
         self.channels = prior.channels
         self.sigma_max, self.sigma_start, self.sigma_min = prior.sigma_max, prior.sigma_start, prior.sigma_min
-        self.calls = 0
+        self.images = 0
+
+    @property
+    def calls(self) -> int:
+        """Network calls for each sample, on average, rounded up: all particles of a population count."""
+        return -(-self.images // self.rows)
 
     @property
     def schedule(self) -> Schedule | None:
         return getattr(self.prior, "schedule", None)
 
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device
+
+    @property
+    def can_sample(self) -> bool:  # type: ignore[override]
+        return self.prior.can_sample
+
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        return self.prior.sample(count, generator)
+
     def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
-        self.calls += 1
+        self.images += len(x)
         return self.prior.denoise(x, sigma)
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What the loop knows after one step.
+    """What the loop knows after one move.
 
     step: 1-based, of `steps`; sigma: the level just left, next_sigma: the level reached (0 at the end);
     clean: E[x_0 | x]; estimate: the solver's E[x_0 | x, y]; x: the sample at next_sigma. All (B, *image shape).
+    nfe: network calls so far, for each sample. population: at the end of a method that works with particles, all of
+    them, equally weighted, (B, N, *image shape). diagnostics: what the method reports of this move, (B,) each.
     """
 
     step: int
@@ -109,31 +140,44 @@ class State:
     estimate: torch.Tensor
     x: torch.Tensor
     nfe: int
+    population: torch.Tensor | None = None
+    diagnostics: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterator[State]:
-    """Reverse diffusion from the first noise level to zero: correct, then move to the next level. Yields each State;
-    the last one's x is the sample.
+    """Reverse diffusion from the first noise level to zero. Yields the State after each move; the last one's x is the
+    sample.
 
     Raises UsageError if the solver cannot use the operator, NumericalError on NaN or infinity.
     """
     solver.check(problem.operator)
     prior.check_shape(problem.image_shape)
-    counted = CountedPrior(prior)
-    sigmas = [*solver.levels(problem, counted), 0.0]
-    with torch.no_grad():
-        correction = solver.correction(problem, counted)
-        transition = solver.transition(problem)
-        x = solver.start(problem, sigmas[0], noise())
-    for step, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas), start=1):
+    problem = problem.whitened() if solver.whitens and "svd" not in solver.needs else problem
+    counted = CountedPrior(prior, len(problem.y))
+    levels = solver.levels(problem, counted)
+    moves = solver.walk(problem, counted, levels, noise)
+    total = solver.moves(levels)
+    for step in itertools.count(1):
         # Left before every yield: the caller's own gradient mode must not change between two states.
         with torch.no_grad():
-            estimate = correction(x, sigma, next_sigma)
-            x = transition(x, estimate, sigma, next_sigma, noise)
-            finite = bool(torch.isfinite(x).all())
+            move = next(moves, None)
+            if move is None:
+                return
+            finite = bool(torch.isfinite(move.x).all())
         if not finite:
             raise NumericalError(
-                f"{solver.name}: NaN or infinity at step {step} of {len(sigmas) - 1}, sigma {sigma:.4g}; "
-                "try --precision fp32, a smaller weight, or check the operator with float64 input"
+                f"{solver.name}: NaN or infinity at step {step} of {total}, sigma {move.sigma:.4g}; try "
+                f"{solver.remedy}, --precision fp32, or check the operator with float64 input"
             )
-        yield State(step, len(sigmas) - 1, sigma, next_sigma, estimate.clean, estimate.estimate, x, counted.calls)
+        yield State(
+            step,
+            total,
+            move.sigma,
+            move.next_sigma,
+            move.clean,
+            move.estimate,
+            move.x,
+            counted.calls,
+            move.population,
+            move.diagnostics,
+        )

@@ -29,6 +29,7 @@ class Downsample(Filter):
     """
 
     name: ClassVar[str] = "downsample"
+    family: ClassVar[str] = "downsampling"
     _smaller: ClassVar[str] = "lower factor, or use kernel=average"
 
     factor: int = parameter(4, kind=whole, low=2, help="how many times fewer pixels each way")

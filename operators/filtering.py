@@ -32,6 +32,7 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 class Filter(Operator):
     """A stencil applied to every channel. A subclass gives `_stencil`, and `_boundary`, `_factor` if they vary."""
 
+    family: ClassVar[str] = "blur"
     _smaller: ClassVar[str] = "use a smaller kernel"
     orthonormal_U: ClassVar[bool] = True
 

@@ -14,6 +14,7 @@ from invdiff.operator import SVD, Operator, Shape
 class Identity(Operator):
     """y = x, of any shape. The measurement is the image itself; only the noise is to be removed. SVD: s = 1."""
 
+    family: ClassVar[str] = "denoising"
     name: ClassVar[str] = "identity"
     orthonormal_U: ClassVar[bool] = True
 

@@ -18,6 +18,7 @@ from .shapes import channels_and_size, require_batch
 class Masking(Operator):
     """y = m x, of x's shape, with zeros where nothing was measured. A subclass gives `_mask(shape)`."""
 
+    family: ClassVar[str] = "inpainting"
     orthonormal_U: ClassVar[bool] = True
 
     def _mask(self, shape: Shape) -> torch.Tensor:

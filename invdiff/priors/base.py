@@ -48,6 +48,9 @@ class Prior:
     sigma_min: float = 1e-3
     """The smallest noise level at which the prior still tells noise from image."""
 
+    can_sample: bool = False
+    """Whether `sample` draws from the prior itself, without a diffusion."""
+
     @property
     def device(self) -> torch.device:
         return torch.device("cpu")
@@ -55,6 +58,10 @@ class Prior:
     def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         """E[x_0 | x_0 + sigma n = x], same shape and dtype as x; differentiable in x."""
         raise NotImplementedError
+
+    def sample(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """(count, *shape) draws from the prior, where `can_sample`; generator: a CPU torch.Generator."""
+        raise UsageError(f"{type(self).__name__} cannot be sampled directly; use `invdiff sample`")
 
     def epsilon(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         """E[n | x] = (x - denoise(x, sigma)) / sigma."""

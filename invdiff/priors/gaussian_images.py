@@ -1,18 +1,18 @@
 """Pictures as a Gaussian field: what is left to know of them where the noise drowns all but light, colour and shading.
 
-Above a noise level of about eight deviations of a pixel the score of an image distribution is, to a good approximation, that of
-the Gaussian with the same mean and covariance (Wang & Vastola 2023, "The Hidden Linear Structure in Score-Based Models and its
-Application", https://arxiv.org/abs/2311.10892). There a network that predicts the noise says little: its error counts sigma
-times in E[x_0 | x]. The closed form has no such error.
+Above a noise level of about eight deviations of a pixel the score of an image distribution is, to a good approximation,
+that of the Gaussian with the same mean and covariance (Wang & Vastola 2023, "The Hidden Linear Structure in Score-Based
+Models and its Application", https://arxiv.org/abs/2311.10892). There a network that predicts the noise says little: its
+error counts sigma times in E[x_0 | x]. The closed form has no such error.
 
-The covariance is the product of one between the channels and one between places, which depends on distance alone and mirrors at
-the edges, so that the cosine transform (DCT-II) diagonalises it for every image size:
+The covariance is the product of one between the channels and one between places, which depends on distance alone and
+mirrors at the edges, so that the cosine transform (DCT-II) diagonalises it for every image size:
 
     Cov = C (x) S,    S(f) = scale (f^2 + corner^2 / (H W))^(-exponent / 2),    f in cycles per pixel
 
-The power law is that of natural images, with an exponent near 2 (Field 1987, https://doi.org/10.1364/JOSAA.4.002379; van der
-Schaaf & van Hateren 1996, https://doi.org/10.1016/0042-6989(96)00002-8); the corner says how the means of whole images vary.
-With C = Q diag(c) Q^T,
+The power law is that of natural images, with an exponent near 2 (Field 1987, https://doi.org/10.1364/JOSAA.4.002379; van
+der Schaaf & van Hateren 1996, https://doi.org/10.1016/0042-6989(96)00002-8); the corner says how the means of whole images
+vary. With C = Q diag(c) Q^T,
 
     E[x_0 | x] = mean + Q DCT^-1 [ c S / (c S + sigma^2) DCT Q^T (x - mean) ]        (the Wiener filter)
 """

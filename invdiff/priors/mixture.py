@@ -40,6 +40,8 @@ class GaussianMixturePrior(Prior):
     Raises UsageError for wrong shapes, NaN, asymmetric matrices and negative eigenvalues.
     """
 
+    can_sample = True
+
     def __init__(
         self, means: Any, covariances: Any, weights: Any = None, *, dtype: torch.dtype = torch.float64
     ) -> None:
@@ -103,6 +105,13 @@ class GaussianMixturePrior(Prior):
         """E[x_0 | x_0 + sigma n = x] for x (B, *shape); sigma > 0, a float or (B,). Differentiable in x."""
         z, levels = self._inside(x, sigma)
         spectrum, rotated, log_weights = self._parts(z.device)
+        if len(spectrum.values) == 1 and (spectrum.basis is None or len(spectrum.basis) == 1):
+            centre = rotated.mean(0)
+            means, smallest = rotated - centre, float((spectrum.values + levels**2).min())
+            if torch.finfo(z.dtype).eps * float(means.square().sum(1).max()) < _LOST * smallest:
+                shifted = spectrum.rotate(z)[:, 0] - centre
+                clean = centre + _denoise_shared(shifted, levels, spectrum.values, means, log_weights)
+                return spectrum.unrotate_sum(clean[:, None]).reshape(x.shape).to(x.device, x.dtype)
         offset = spectrum.rotate(z) - rotated  # Q_k^T (x - mu_k): [batch, comp, n]
         total = spectrum.values + levels[:, :, None] ** 2  # eigenvalues of C_k + sigma^2 I: [batch, comp or 1, n or 1]
         responsibility = (log_weights + _log_normal(offset, total)).softmax(1)
@@ -226,6 +235,23 @@ class GaussianMixturePrior(Prior):
                     means = torch.einsum("ki,kij->kj", means, spectrum.basis.expand(len(means), -1, -1))
                 self._moved[device] = spectrum, means, log_weights
         return self._moved[device]
+
+
+# Products in the place of differences are wrong by eps |mu|^2 / (L + sigma^2) in the exponent: used while that is below.
+_LOST = 1e-10
+
+
+def _denoise_shared(
+    z: torch.Tensor, levels: torch.Tensor, values: torch.Tensor, means: torch.Tensor, log_weights: torch.Tensor
+) -> torch.Tensor:
+    """E[x_0 | x_0 + sigma n = z] in the eigenvectors of one covariance L for all components, from matrix products alone.
+
+    z (B, n), levels (B or 1, 1), values L (1, n or 1), means (K, n): nothing of size B K n is made, because in
+    |z - mu_k|^2 = |z|^2 - 2 z^T mu_k + |mu_k|^2 the first term is the same for all k (norms weighted by 1 / (L + sigma^2)).
+    """
+    precision = (1 / (values + levels**2)).expand(-1, z.shape[1])  # [batch or 1, n]
+    logits = log_weights + (z * precision) @ means.mT - 0.5 * precision @ means.mT.square()
+    return precision * (values * z + levels**2 * (logits.softmax(1) @ means))
 
 
 def _ordinary(tensor: torch.Tensor) -> torch.Tensor:

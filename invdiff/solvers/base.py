@@ -7,8 +7,9 @@ the place of pure noise (`Solver.levels`, `Solver.start`). `spacing=timestep,sig
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -16,19 +17,46 @@ import torch
 from invdiff.errors import UsageError
 from invdiff.operator import Operator
 from invdiff.parameters import Method, parameter, whole
-from invdiff.priors.base import Prior
+from invdiff.priors.base import Prior, Sigma
 from invdiff.problem import Problem
 from invdiff.sampling import SPACINGS, Noise, noise_levels
+from invdiff.schedule import Schedule
 
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
-    """clean: E[x_0 | x]; estimate: E[x_0 | x, y] as the method sees it; shift: added after the transition, if any."""
+    """What a correction answers.
+
+    clean: E[x_0 | x]; estimate: E[x_0 | x, y] as the method's own transition takes it; shift: added after that
+    transition, if any; score: the method's grad_x log p(y | x), where its estimate does not hold it already.
+    """
 
     clean: torch.Tensor
     estimate: torch.Tensor
     shift: torch.Tensor | None = None
+    score: torch.Tensor | None = None
 
+    def mean(self, sigma: float) -> torch.Tensor:
+        """E[x_0 | x, y] = E[x_0 | x] + sigma^2 grad log p(y | x)  (Tweedie's formula for p(x | y))."""
+        return self.estimate if self.score is None else self.estimate + sigma**2 * self.score
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """From the level sigma to next_sigma (0 at the end): x there, and the estimates it came from. See `sampling.State`."""
+
+    sigma: float
+    next_sigma: float
+    clean: torch.Tensor
+    estimate: torch.Tensor
+    x: torch.Tensor
+    population: torch.Tensor | None = None
+    diagnostics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+OWN = "own"
+TRANSITIONS = (OWN, "ancestral", "ddim", "sde", "ode", "heun", "dpmpp")
+INITIAL = ("measurement", "noise", "prior")
 
 Correction = Callable[[torch.Tensor, float, float], Estimate]
 Transition = Callable[[torch.Tensor, Estimate, float, float, Noise], torch.Tensor]
@@ -41,6 +69,15 @@ class Solver(Method):
     name: ClassVar[str] = "solver"
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})
     """What the operator must offer: "linear", "svd", "differentiable"."""
+    interchangeable: ClassVar[bool] = False
+    """Whether the correction is a conditional mean E[x_0 | x, y] that any sampler's transition can use."""
+    deterministic: ClassVar[bool] = False
+    """Whether all seeds give the same answer: a point estimate that draws nothing."""
+    remedy: ClassVar[str] = "a smaller weight"
+    """What to change where the method diverges."""
+    whitens: ClassVar[bool] = True
+    """Whether noise that is not Gaussian is made so, entry by entry, before the method sees it (`Problem.whitened`, whose
+    operator has no decomposition); if not, it sees the average sigma_y, and `Problem.noise`."""
 
     steps: int = parameter(20, kind=whole, low=1, help="number of noise levels, one network call each", unit="calls")
     sigma_max: float | None = parameter(
@@ -50,9 +87,25 @@ class Solver(Method):
         None, above=0, help="last noise level, in [0, 1] units; default: the smallest the prior knows", unit="[0,1]"
     )
     spacing: str = parameter("log", kind=str, choices=SPACINGS, help="how the noise levels are spread")
+    initial: str = parameter(
+        "measurement",
+        kind=str,
+        choices=INITIAL,
+        help="where x starts: the measurement's own estimate plus noise, a DDPM's pure noise, or the noised prior "
+        "itself (priors that can be sampled directly)",
+    )
+    transition: str = parameter(
+        OWN, kind=str, choices=TRANSITIONS, help="how the next level is reached: the paper's step, or a sampler's"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.transition != OWN and not self.interchangeable:
+            raise UsageError(
+                f"{self.name}: transition={self.transition!r} does not fit, because its step is not made from an "
+                "estimate of E[x_0 | x, y]; leave it out (solvers that take any transition: "
+                f"{', '.join(_interchangeable()) or 'none'})"
+            )
         if self.sigma_max is not None and self.sigma_min is not None and self.sigma_min > self.sigma_max:
             raise UsageError(f"{self.name}: sigma_min={self.sigma_min} is above sigma_max={self.sigma_max}")
 
@@ -60,30 +113,101 @@ class Solver(Method):
         """The function (x, sigma, next_sigma) -> Estimate for this problem; prepares what does not change in the loop."""
         raise NotImplementedError
 
-    def transition(self, problem: Problem) -> Transition:
-        """The function (x, estimate, sigma, next_sigma, noise) -> x at next_sigma."""
+    def step(self, problem: Problem) -> Transition:
+        """The paper's transition: the function (x, estimate, sigma, next_sigma, noise) -> x at next_sigma."""
         raise NotImplementedError
+
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+        """From the first level to the sample, one Move for each level: correct, then move on.
+
+        A method that is more than that (several calls a level, particles, an optimisation) writes its own.
+        """
+        correction = self.correction(problem, prior)
+        x = self.start(problem, prior, levels[0], noise)
+        if self.transition != OWN:
+            yield from self._walk_with_sampler(correction, prior, x, levels, noise)
+            return
+        transition = self.step(problem)
+        for sigma, next_sigma in itertools.pairwise([*levels, 0.0]):
+            estimate = correction(x, sigma, next_sigma)
+            x = transition(x, estimate, sigma, next_sigma, noise)
+            yield Move(sigma, next_sigma, estimate.clean, estimate.estimate, x)
+
+    def _walk_with_sampler(
+        self, correction: Correction, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise
+    ) -> Iterator[Move]:
+        """The steps of an unconditional sampler, with E[x_0 | x, y] in the place of E[x_0 | x]."""
+        from invdiff import samplers
+
+        conditional = ConditionalPrior(prior, correction)
+        for sigma, next_sigma, moved in samplers.get(self.transition).walk(conditional, x, levels, noise):
+            yield Move(sigma, next_sigma, conditional.clean, conditional.mean, moved)
+
+    def moves(self, levels: Sequence[float]) -> int:
+        """How many Moves `walk` yields for these levels."""
+        return len(levels)
+
+    @property
+    def population(self) -> int:
+        """Samples that one run gives: 1, or the number of particles."""
+        return 1
+
+    @property
+    def nfe(self) -> int:
+        """The network calls for one sample that the settings ask for (for particles: of the whole population)."""
+        return (self.level_count() - 1) * self._calls_a_level() + 1
+
+    def level_count(self) -> int:
+        """Noise levels that `steps` pays for: as many, but with a transition of several calls a level."""
+        return (self.steps - 1) // self._calls_a_level() + 1
+
+    def _calls_a_level(self) -> int:
+        if self.transition == OWN:
+            return 1
+        from invdiff import samplers
+
+        return samplers.get(self.transition).calls
 
     def levels(self, problem: Problem, prior: Prior) -> list[float]:
         """The noise levels to visit, decreasing, without the final zero."""
         first = self.sigma_max or prior.sigma_start or prior.sigma_max
         if self.sigma_min is not None and self.sigma_min > first:
             raise UsageError(f"{self.name}: sigma_min={self.sigma_min:g} is above the first level, {first:g}; lower it")
-        return noise_levels(
-            self.steps,
-            first,
-            min(self.sigma_min or prior.sigma_min, first),
-            self.spacing,
-            getattr(prior, "schedule", None),
-        )
+        schedule = getattr(prior, "schedule", None)
+        count, most = self.level_count(), len(schedule or Schedule.named("linear"))
+        if self.spacing != "log" and count > most:
+            raise UsageError(
+                f"{self.name}: spacing={self.spacing} takes levels from a schedule of {most}, so at most {most} steps, "
+                f"got {count}; spacing=log takes any number"
+            )
+        return noise_levels(count, first, min(self.sigma_min or prior.sigma_min, first), self.spacing, schedule)
 
-    def start(self, problem: Problem, sigma: float, z: torch.Tensor) -> torch.Tensor:
-        """x at the first level: sigma z around what the measurement says of an image of mean and deviation 1/2,
-        argmin ||A x - y||^2 / sigma_y^2 + ||x - 1/2||^2 / (1/2)^2 (mid-grey, if A is not linear)."""
+    def start(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> torch.Tensor:
+        """x at the first level, (B, *image shape), as `initial` says.
+
+        measurement: sigma z around what the measurement says of an image of mean and deviation 1/2,
+            argmin ||A x - y||^2 / sigma_y^2 + ||x - 1/2||^2 / (1/2)^2 (mid-grey, if A is not linear).
+        noise: a DDPM's start: N(0, I) in its own variable sqrt(abar) x on [-1, 1], so the deviation is
+            sqrt(sigma^2 + 1/4) around mid-grey: the first level of data of mean and deviation 1/2.
+        prior: x_0 + sigma z with x_0 drawn from the prior: exact, where the noise does not drown the prior's moments.
+        """
+        z = noise()
         middle = torch.full_like(z, 0.5)
+        if self.initial == "noise":
+            return middle + (sigma**2 + 0.25) ** 0.5 * z
+        if self.initial == "prior":
+            return self._draw_prior(prior, noise).to(z) + sigma * z
         if problem.operator.linear:
             middle = problem.operator.prox_l2(middle, problem.y, (0.5 / problem.sigma_y) ** 2)
         return middle + sigma * z
+
+    def _draw_prior(self, prior: Prior, noise: Noise) -> torch.Tensor:
+        if not prior.can_sample:
+            raise UsageError(
+                f"{self.name}: initial=prior needs a prior that can be sampled directly, such as a GaussianMixturePrior; "
+                "leave it out or take initial=noise"
+            )
+        return noise.sample(prior.sample)
 
     def missing(self, operator: Operator) -> list[str]:
         """The needs that an operator does not meet."""
@@ -108,16 +232,48 @@ class Solver(Method):
             )
 
 
+class ConditionalPrior(Prior):
+    """p(x_0 | y) as a prior: its denoiser is a correction's E[x_0 | x, y]. Remembers what it answered last."""
+
+    def __init__(self, prior: Prior, correction: Correction) -> None:
+        self.prior, self.correction = prior, correction
+        self.channels = prior.channels
+        self.sigma_max, self.sigma_start, self.sigma_min = prior.sigma_max, prior.sigma_start, prior.sigma_min
+        self.clean = self.mean = torch.empty(0)
+
+    @property
+    def schedule(self) -> Schedule | None:
+        return getattr(self.prior, "schedule", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device
+
+    def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        estimate = self.correction(x, float(sigma), float(sigma))
+        self.clean, self.mean = estimate.clean, estimate.mean(float(sigma))
+        return self.mean
+
+
+def _interchangeable() -> list[str]:
+    from invdiff.solvers import REGISTRY
+
+    return [name for name, cls in REGISTRY.items() if cls.interchangeable]
+
+
 def denoise_with_vjp(
-    prior: Prior, x: torch.Tensor, sigma: float
+    prior: Prior, x: torch.Tensor, sigma: float, *, repeat: bool = False
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """(D(x), v -> J(x)^T v) with J the Jacobian of D(., sigma) at x: one network call, one backward pass to x alone."""
+    """(D(x), v -> J(x)^T v) with J the Jacobian of D(., sigma) at x: one network call, one backward pass to x alone.
+
+    repeat: the product may be asked for more than once, at the price of keeping the network's activations.
+    """
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         clean = prior.denoise(leaf, sigma)
 
     def pull_back(v: torch.Tensor) -> torch.Tensor:
-        return torch.autograd.grad(clean, leaf, v)[0]
+        return torch.autograd.grad(clean, leaf, v, retain_graph=repeat)[0]
 
     return clean.detach(), pull_back
 

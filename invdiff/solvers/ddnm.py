@@ -17,7 +17,9 @@ Differs from the paper:
 - in the coordinate x = x_0 + sigma n, images in [0, 1];
 - the step is DDIM's with the share eta of fresh noise. The paper's eq. 18 and 19 bound lambda with the DDPM posterior, whose
   mean keeps a part of x_t: there the one noise of y enters again at every step and adds up, and strong blur with noise
-  diverges.
+  diverges;
+- any linear operator: lambda and the noise are functions of the singular values, which invdiff/spectral.py applies without
+  a decomposition too.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
+from invdiff.parameters import parameter, whole
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition, spectral_measurement
+from invdiff.solvers.base import Correction, Estimate, Solver, Transition
+from invdiff.spectral import ITERATIONS, spectral
 
 
 @dataclass(frozen=True)
@@ -39,37 +42,44 @@ class DDNM(Solver):
     """Range-null-space correction with noise bookkeeping; one network call a step, no gradients."""
 
     name: ClassVar[str] = "ddnm"
-    needs: ClassVar[frozenset[str]] = frozenset({"linear", "svd"})
+    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
 
     eta: float = parameter(0.85, low=0, high=1, help="share of fresh noise in each step; 0: deterministic")
+    iterations: int = parameter(ITERATIONS, kind=whole, low=1, help="of Lanczos, for operators without a decomposition")
 
     def correction(self, problem: Problem, prior: Prior) -> Correction:
-        svd = problem.operator.svd(problem.image_shape)
-        y_bar, tau, measured = spectral_measurement(problem, problem.y)
+        A, sigma_y = spectral(problem.operator, problem.image_shape, self.iterations), problem.sigma_y
+        keep = (1 - self.eta**2) ** 0.5
 
         def null_space(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
+            def of_r(s: torch.Tensor) -> torch.Tensor:  # lambda / s
+                lam = torch.where(sigma_y / s > next_sigma, keep * next_sigma * s / sigma_y, 1.0)
+                return torch.where(s == 0, 0.0, lam / s)
+
             clean = prior.denoise(x, sigma)
-            lam = torch.where(tau > next_sigma, (1 - self.eta**2) ** 0.5 * next_sigma / tau, 1.0)
-            return Estimate(clean, clean + svd.V(measured * lam * (y_bar - svd.V_adjoint(clean))))
+            if next_sigma == 0:
+                return Estimate(clean, clean)
+            return Estimate(clean, clean + A.apply([], [(of_r, problem.y - problem.operator.A(clean))]))
 
         return null_space
 
-    def transition(self, problem: Problem) -> Transition:
-        svd = problem.operator.svd(problem.image_shape)
-        _, tau, measured = spectral_measurement(problem, problem.y)
+    def step(self, problem: Problem) -> Transition:
+        A, sigma_y = spectral(problem.operator, problem.image_shape, self.iterations), problem.sigma_y
         keep = (1 - self.eta**2) ** 0.5
 
         def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
             if next_sigma == 0:
                 return estimate.estimate
-            z = noise()
-            e = (x - estimate.clean) / sigma
-            z_bar, e_bar = svd.V_adjoint(z), svd.V_adjoint(e)
-            left = torch.sqrt((next_sigma**2 - tau**2).clamp(min=0))
-            wanted = torch.where(
-                tau > next_sigma, next_sigma * self.eta * z_bar, left * (self.eta * z_bar + keep * e_bar)
-            )
-            plain = next_sigma * (self.eta * z + keep * e)
-            return estimate.estimate + plain + svd.V(measured * (wanted - svd.V_adjoint(plain)))
+
+            def left(s: torch.Tensor) -> torch.Tensor:  # sqrt(sigma_s^2 - tau^2), where that is
+                return (next_sigma**2 - (sigma_y / s) ** 2).clamp(min=0).sqrt()
+
+            def of_z(s: torch.Tensor) -> torch.Tensor:
+                return self.eta * torch.where(sigma_y / s > next_sigma, next_sigma, left(s))
+
+            def of_e(s: torch.Tensor) -> torch.Tensor:
+                return keep * torch.where(s == 0, next_sigma, left(s))
+
+            return estimate.estimate + A.apply([(of_z, noise()), (of_e, (x - estimate.clean) / sigma)])
 
         return step

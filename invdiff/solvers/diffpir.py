@@ -35,6 +35,8 @@ class DiffPIR(Solver):
 
     name: ClassVar[str] = "diffpir"
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    interchangeable: ClassVar[bool] = True
+    remedy: ClassVar[str] = "a larger lam"
 
     zeta: float = parameter(1.0, low=0, high=1, help="share of fresh noise in each step")
     lam: float = parameter(0.7, above=0, help="weight lambda of the network's estimate against the measurement")
@@ -47,5 +49,5 @@ class DiffPIR(Solver):
 
         return proximal
 
-    def transition(self, problem: Problem) -> Transition:
+    def step(self, problem: Problem) -> Transition:
         return Renoise(self.zeta)

@@ -1,6 +1,7 @@
 """DPS: Diffusion Posterior Sampling for general noisy inverse problems.
 
-Chung, Kim, Mccann, Klasky, Ye. ICLR 2023, https://arxiv.org/abs/2209.14687. Implements algorithm 1 (Gaussian noise).
+Chung, Kim, Mccann, Klasky, Ye. ICLR 2023, https://arxiv.org/abs/2209.14687. Implements algorithm 1 (Gaussian noise)
+and its weighted norm for Poisson noise.
 
     x_{t-1} = ancestral step(x_t, D(x_t))  -  w grad_{x_t} ||y - A D(x_t)||
 
@@ -11,7 +12,9 @@ Differs from the paper:
 - start and levels are those of all solvers here (invdiff/solvers/base.py);
 - the gradient of the norm, as in the authors' experiments: the paper's step zeta' grad ||r||^2 / ||r|| is w = 2 zeta';
 - with fewer than 1000 steps the weight is multiplied by 1000 / steps, so that the guidance adds up to as much; and a step
-  never overshoots what would bring a residual of the current size to zero along the gradient (`limit`, in such steps).
+  never overshoots what would bring a residual of the current size to zero along the gradient (`limit`, in such steps);
+- Poisson noise as in the paper, by the norm weighted with the inverse variances that y tells, which are those of the
+  neighbours here (invdiff/whitening.py). The root of the exact deviance in its place restored worse (docs/noise.md).
 """
 
 from __future__ import annotations
@@ -56,5 +59,5 @@ class DPS(Solver):
 
         return guided
 
-    def transition(self, problem: Problem) -> Transition:
+    def step(self, problem: Problem) -> Transition:
         return DDIM(self.eta)

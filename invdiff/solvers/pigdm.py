@@ -13,6 +13,7 @@ Differs from the paper:
 - start and levels are those of all solvers here (invdiff/solvers/base.py);
 - in the coordinate x = x_0 + sigma n on [0, 1], where abar = 1 / (1 + 4 sigma^2);
 - nu is a parameter (the paper's r^2 = sigma^2 / (sigma^2 + 1) on [-1, 1] is nu = 1/4 on [0, 1]);
+- with another `transition`, the score g enters by Tweedie's formula, E[x_0 | x, y] = D(x) + sigma_t^2 w g;
 - any linear operator: conjugate gradients where there is no decomposition.
 The weight r^2 is the paper's heuristic: sigma_t^2 in its place (Tweedie's formula) would make each step exact for a Gaussian
 prior, but multiplies the errors of a network's Jacobian at high noise.
@@ -38,6 +39,7 @@ class PiGDM(Solver):
 
     name: ClassVar[str] = "pigdm"
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    interchangeable: ClassVar[bool] = True
 
     eta: float = parameter(1.0, low=0, high=1, help="0: deterministic steps, 1: ancestral steps")
     data_std: float = parameter(0.5, above=0, help="standard deviation sqrt(nu) of the data in r^2", unit="[0,1]")
@@ -51,9 +53,9 @@ class PiGDM(Solver):
             r2 = sigma**2 * nu / (sigma**2 + nu)
             clean, pull_back = denoise_with_vjp(prior, x, sigma)
             g = pull_back(A.A_adjoint(A.solve_data(y - A.A(clean), r2, problem.sigma_y**2)))
-            return Estimate(clean, clean, shift=self.weight * r2 / root_abar(next_sigma) * g)
+            return Estimate(clean, clean, shift=self.weight * r2 / root_abar(next_sigma) * g, score=self.weight * g)
 
         return guided
 
-    def transition(self, problem: Problem) -> Transition:
+    def step(self, problem: Problem) -> Transition:
         return DDIM(self.eta)

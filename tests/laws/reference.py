@@ -43,9 +43,41 @@ def singular(p):
     return s_full, y_bar, Vt
 
 
-def path(p, method, settings, levels, noises):
-    """The samples (rows, n) that `method` makes from the noises (draws, rows, n)."""
-    draws = iter(noises)
+class Draws:
+    """The random numbers of a run, in the order in which a method asks for them: seeded, the same here and there."""
+
+    def __init__(self, seed, rows, n):
+        self.rng, self.rows, self.n = np.random.default_rng(seed), rows, n
+
+    def __next__(self):
+        return self.normal(self.n)
+
+    def normal(self, *shape):
+        return self.rng.normal(size=(self.rows, *shape))
+
+    def uniform(self, *shape):
+        return self.rng.random((self.rows, *shape))
+
+
+class Units(Draws):
+    """Row 0 gets no noise, and every other row a 1 in one place of one draw. `used`: the rows that this takes."""
+
+    def __init__(self, rows, n):
+        self.rows, self.n, self.used = rows, n, 1
+
+    def normal(self, *shape):
+        size = int(np.prod(shape))
+        out = np.zeros((self.rows, size))
+        if self.used + size <= self.rows:
+            out[self.used : self.used + size] = np.eye(size)
+        self.used += size
+        return out.reshape(self.rows, *shape)
+
+
+def path(p, method, settings, levels, draws):
+    """The samples (rows, n) that `method` makes from the draws: a `Draws`, or an iterator of arrays (rows, n)."""
+    if method in WALKS:
+        return WALKS[method](p, settings, levels, draws)
     x = START.get(method, start)(p, levels[0], next(draws))
     for sigma, following in zip(levels, [*levels[1:], 0.0], strict=True):
         x = STEPS[method](p, settings, x, sigma, following, draws)
@@ -149,15 +181,19 @@ def step_dps(p, settings, x, sigma, following, draws):
 
 STEPS = {"ddrm": step_ddrm, "ddnm": step_ddnm, "pigdm": step_pigdm, "diffpir": step_diffpir, "dps": step_dps}
 START = {"ddrm": start_ddrm}
+WALKS = {}
+"""Methods that are more than start and steps: name -> (p, settings, levels, draws) -> samples (rows, n)."""
 
 
 def moments(p, method, settings, levels):
-    """Exact mean (n,) and covariance (n, n) of the sample of an affine method: its response to unit noises."""
-    draws = len(levels) + 1
-    rows = 1 + draws * p.n
-    noises = np.zeros((draws, rows, p.n))
-    for draw in range(draws):
-        noises[draw, 1 + draw * p.n : 1 + (draw + 1) * p.n] = np.eye(p.n)
-    x = path(p, method, settings, levels, noises)
-    response = x[1:] - x[0]
-    return x[0], response.T @ response
+    """Exact mean (n,) and covariance (n, n) of the sample of an affine method."""
+    return response(lambda draws: path(p, method, settings, levels, draws), p.n)
+
+
+def response(sample, n):
+    """Exact mean and covariance of sample(draws) -> (rows, n) if it is affine in its draws: its response to unit noises."""
+    counting = Units(1, n)
+    sample(counting)
+    x = sample(Units(counting.used, n))
+    deviations = x[1:] - x[0]
+    return x[0], deviations.T @ deviations

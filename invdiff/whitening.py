@@ -1,0 +1,134 @@
+"""A measurement whose entries have noise of different size, rescaled until it is the same everywhere.
+
+    y = A x + n,  n_i ~ N(0, sigma_i^2)    becomes    W y = W A x + sigma_y n',  n' ~ N(0, I),  W = diag(sigma_y / sigma_i)
+
+The likelihood of x is the same: W A is an operator like any other, linear if A is, and a solver for white noise is exact for
+it. A's singular vectors are lost in it, so that inverses take conjugate gradients, preconditioned by A's own.
+
+Where sigma_i depends on the brightness, it has to be read from y itself, and there lies a trap: an entry that came out dark
+by chance would get a large weight, and the image would become darker, by about one count of a Poisson measurement. So the
+brightness is a mean over the neighbours, WINDOW x WINDOW of them (measured on photographs: docs/noise.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from invdiff.errors import UsageError
+from invdiff.noise import NoiseModel
+from invdiff.operator import Map, Operator, Shape
+
+WINDOW = 5
+
+
+@dataclass(frozen=True, eq=False)
+class Whitened(Operator):
+    """W A. weights: the diagonal of W, more than 0, without a unit: (1, *measurement shape), or a row for each image of a
+    batch, whose particles, if there are several for each, lie side by side."""
+
+    name: ClassVar[str] = "whitened"
+
+    of: Operator
+    weights: torch.Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for capability in ("linear", "differentiable", "family"):
+            object.__setattr__(self, capability, getattr(self.of, capability))
+
+    def _weights(self, y: torch.Tensor) -> torch.Tensor:
+        rows, wanted = len(self.weights), len(y)
+        if rows in (1, wanted):
+            return self.weights.to(y)
+        if wanted % rows:
+            raise UsageError(f"{self}: weights for {rows} images do not fit a batch of {wanted}")
+        return self.weights.to(y).repeat_interleave(wanted // rows, 0)
+
+    def rows(self, index: torch.Tensor | list[int]) -> Whitened:
+        """The operator for these rows of the batch (repeats allowed)."""
+        return self if len(self.weights) == 1 else Whitened(self.of, self.weights[index])
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.of.A(x)
+        return self._weights(z) * z
+
+    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        self._require_linear("A_adjoint")
+        return self.of.A_adjoint(self._weights(y) * y)
+
+    def A_vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return self.of.A_vjp(x, self._weights(v) * v)
+
+    def measurement_shape(self, shape: Shape) -> Shape:
+        return self.of.measurement_shape(shape)
+
+    def image_shape(self, shape: Shape) -> Shape:
+        return self.of.image_shape(shape)
+
+    def usable_shape(self, shape: Shape) -> Shape:
+        return self.of.usable_shape(shape)
+
+    def observed(self, shape: Shape) -> torch.Tensor | None:
+        return self.of.observed(shape)
+
+    def data_preconditioner(self, shape: Shape, a: float, b: float) -> Map | None:
+        """W^-1/2 (a A A^T + b I)^-1 W^-1/2: as far from (a W A A^T W + b I)^-1 where A measures, by W^-1/2 on each side, as
+        where it does not, by W^1/2. That takes the root of the iterations of either extreme, W^-1 or 1 on the sides."""
+
+        def exact(r: torch.Tensor) -> torch.Tensor:
+            return self.of.solve_data(r, a, b)
+
+        inner = exact if self.of.has_svd else self.of.data_preconditioner(shape, a, b)
+        if inner is None:
+            return None
+
+        def scaled(r: torch.Tensor) -> torch.Tensor:
+            side = self._weights(r).rsqrt()
+            return side * inner(side * r)
+
+        return scaled
+
+    def norm(self, shape: Shape, iterations: int = 50) -> float:
+        """The largest singular value of any row."""
+        if len(self.weights) == 1:
+            return super().norm(shape, iterations)
+        return max(self.rows([row]).norm(shape, iterations) for row in range(len(self.weights)))
+
+    @property
+    def remedy(self) -> str:
+        return self.of.remedy
+
+    @property
+    def spec(self) -> str:
+        """Says which operator it is; only Python builds it: Problem.whitened()."""
+        return f"{self.of.spec}, whitened"
+
+    def settings(self) -> dict[str, Any]:
+        return {**self.of.settings(), "name": self.name, "spec": self.spec}
+
+
+def local_deviation(noise: NoiseModel, y: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """sigma_i, as far as y (B, *measurement shape) tells: from the mean of the measured neighbours in pictures (C, H, W),
+    from the mean of all of y otherwise. mask: 1 where y is measured. Where nothing is, any positive number."""
+    if y.ndim != 4:
+        return average_deviation(noise, y, mask).reshape(-1, *([1] * (y.ndim - 1))).expand_as(y)
+    ones = torch.ones_like(y) if mask is None else mask.to(y).expand_as(y)
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(values, WINDOW, 1, WINDOW // 2)
+
+    level = mean(y * ones) / mean(ones).clamp(min=1e-6)
+    # No count at all allows a brightness of about one count in the window: it does not make the variance zero.
+    return noise.variance(level.clamp(min=noise.quantum / WINDOW**2)).sqrt()
+
+
+def average_deviation(noise: NoiseModel, y: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The root mean square of sigma_i over the measured entries of each row, (B,), float64: that of the mean brightness, as
+    the variance is affine in it."""
+    ones = torch.ones_like(y) if mask is None else mask.to(y).expand_as(y)
+    count = ones.flatten(1).sum(1, dtype=torch.float64).clamp(min=1)
+    level = (y * ones).flatten(1).sum(1, dtype=torch.float64) / count
+    return noise.variance(torch.maximum(level, noise.quantum / count)).sqrt()
