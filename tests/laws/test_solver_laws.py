@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from laws import reference
+from laws import reference, reference_decoupled, reference_guidance, reference_particles
 
 import invdiff
 from invdiff import operators, solvers
@@ -19,8 +21,10 @@ from invdiff.operator import Operator
 from invdiff.priors.base import Prior
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.problem import Problem
+from invdiff.restoration import states
 from invdiff.sampling import Noise, generator, run
 
+FAMILIES = (reference_guidance, reference_decoupled, reference_particles)
 SHAPE = (1, 8, 8)
 N = 64
 STEPS = 6
@@ -42,6 +46,12 @@ SOLVERS = [
     "dps:eta=0,weight=0.01",
 ]
 AFFINE = [spec for spec in SOLVERS if not spec.startswith("dps")]
+for family in FAMILIES:
+    SOLVERS += family.SPECS
+    AFFINE += family.AFFINE
+    reference.STEPS.update(family.STEPS)
+    reference.START.update(family.START)
+    reference.WALKS.update(family.WALKS)
 OPERATORS = [
     "identity",
     "gaussian_blur:sigma=0.7,size=3,boundary=circular",
@@ -96,13 +106,19 @@ def make_problem(spec: str) -> tuple[Problem, Prior, reference.GaussianProblem]:
 
 
 class Replay(Noise):
-    """Gives prepared draws (draws, rows, n) instead of random ones."""
+    """Gives prepared draws instead of random ones: a `reference.Draws`, or arrays (draws, rows, n)."""
 
-    def __init__(self, draws: np.ndarray, shape: tuple[int, ...]) -> None:
-        self.draws = iter(torch.from_numpy(draws).reshape(draws.shape[0], draws.shape[1], *shape))
+    def __init__(self, draws: reference.Draws | np.ndarray, shape: tuple[int, ...]) -> None:
+        self.draws, self.shape = iter(draws) if isinstance(draws, np.ndarray) else draws, shape
 
     def __call__(self) -> torch.Tensor:
-        return next(self.draws)
+        return torch.from_numpy(next(self.draws)).reshape(-1, *self.shape)
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        return torch.from_numpy(self.draws.normal(*shape))
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        return torch.from_numpy(self.draws.uniform(*shape))
 
 
 def final(problem: Problem, prior: Prior, solver: solvers.Solver, noise: Noise) -> torch.Tensor:
@@ -171,11 +187,11 @@ def path_error(
     solver = solvers.get(solver_spec, steps=STEPS)
     levels = solver.levels(problem, prior)
     rows = 3
-    draws = np.random.default_rng(11).normal(size=(STEPS + 2, rows, oracle.n))
+    ours_draws, their_draws = reference.Draws(11, rows, oracle.n), reference.Draws(11, rows, oracle.n)
     if mutation:
         setattr(oracle, mutation, getattr(oracle, mutation) * np.sqrt(2))
-    ours = final(problem.rows([0] * rows), prior, solver, Replay(draws, problem.image_shape)).flatten(1).numpy()
-    theirs = reference.path(oracle, solver.name, solver.settings() | dict(settings), levels, draws)
+    ours = final(problem.rows([0] * rows), prior, solver, Replay(ours_draws, problem.image_shape)).flatten(1).numpy()
+    theirs = reference.path(oracle, solver.name, solver.settings() | dict(settings), levels, their_draws)
     return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
 
 
@@ -238,6 +254,8 @@ PINNED = {
     "diffpir": (0.3578, 0.4777, 0.1357),
     "dps": (0.0, 0.9200, 0.5208),
 }
+for family in FAMILIES:
+    PINNED.update(getattr(family, "PINNED", {}))
 BIAS_NOISE = 0.15
 
 
@@ -252,13 +270,9 @@ def bias(spec: str, draws: Noise | None = None, rows: int = 0) -> tuple[float, f
     problem = Problem(operators.get("linear", matrix=A), torch.from_numpy(y)[None], BIAS_NOISE, (6,))
     solver = solvers.get(spec, steps=100, sigma_max=20, sigma_min=0.002)
     if draws is None:
-        count = 101
-        rows = 1 + count * 6
-        units = np.zeros((count, rows, 6))
-        for draw in range(count):
-            units[draw, 1 + draw * 6 : 1 + (draw + 1) * 6] = np.eye(6)
-        x = final(problem.rows([0] * rows), prior, solver, Replay(units, (6,))).numpy()
-        m, c = x[0], (x[1:] - x[0]).T @ (x[1:] - x[0])
+        m, c = reference.response(
+            lambda units: final(problem.rows([0] * units.rows), prior, solver, Replay(units, (6,))).numpy(), 6
+        )
     else:
         x = final(problem.rows([0] * rows), prior, solver, draws).numpy()
         m, c = x.mean(0), np.cov(x.T)
@@ -293,7 +307,8 @@ def test_batch_invariance(solver_spec: str) -> None:
     reverse = invdiff.restore(y.flip(0), batch_size=3, ids=["b", "a"], **settings).samples.flip(1)
     torch.testing.assert_close(together, one_by_one, rtol=0, atol=1e-10)
     torch.testing.assert_close(together, reverse, rtol=0, atol=1e-10)
-    assert (together[0] - together[1]).abs().max() > 1e-6  # two samples differ at least by where they start
+    apart = float((together[0] - together[1]).abs().max())  # two samples differ at least by where they start
+    assert (apart == 0) if solvers.get(solver_spec).deterministic else (apart > 1e-6)
 
 
 @pytest.mark.parametrize("solver_spec", SOLVERS)
@@ -305,31 +320,45 @@ def test_seed_decides_the_sample(solver_spec: str) -> None:
     zero = invdiff.restore(problem.y, seed=0, **settings).samples
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(zero, invdiff.restore(problem.y, seed=0, **settings).samples)
-    assert not torch.equal(zero, invdiff.restore(problem.y, seed=1, **settings).samples)
+    other = invdiff.restore(problem.y, seed=1, **settings).samples
+    assert torch.equal(zero, other) == settings["solver"].deterministic
 
 
 class Broken(Prior):
-    """Returns NaN from its third call on."""
+    """Returns NaN after a number of calls."""
 
-    def __init__(self) -> None:
-        self.calls = 0
+    def __init__(self, after: float) -> None:
+        self.calls, self.after = 0, after
 
     def denoise(self, x: torch.Tensor, sigma: float | torch.Tensor) -> torch.Tensor:
         self.calls += 1
-        return x * (float("nan") if self.calls > 2 else 1.0)
+        return x * (float("nan") if self.calls > self.after else 1.0)
 
 
 @pytest.mark.parametrize("solver_spec", SOLVERS)
 def test_nan_is_an_error_that_says_where(solver_spec: str) -> None:
+    """At the move that makes the third call."""
     problem, _, _ = make_problem("identity")
-    with pytest.raises(NumericalError, match=rf"{solver_spec.split(':')[0]}: NaN or infinity at step 3 of 5, sigma"):
-        invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=Broken(), solver=solvers.get(solver_spec, steps=5))
+    solver, healthy = solvers.get(solver_spec, steps=5), Broken(after=np.inf)
+    calls = [healthy.calls for _ in states(problem, healthy, solver)]
+    step = 1 + next(k for k, count in enumerate(calls) if count >= 3)
+    with pytest.raises(NumericalError, match=rf"{solver.name}: NaN or infinity at step {step} of {len(calls)}, sigma"):
+        invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=Broken(after=2), solver=solver)
+
+
+@dataclass(frozen=True, eq=False)
+class Saturation(Operator):
+    name: ClassVar[str] = "saturation"
+    linear: ClassVar[bool] = False
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(x)
 
 
 def test_solver_refuses_and_names_those_that_work() -> None:
-    problem, prior, _ = make_problem("motion_blur:length=2,angle=30,boundary=reflect")
-    with pytest.raises(UsageError, match=r"ddrm needs a singular value decomposition.*diffpir, dps, pigdm"):
-        invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=prior, solver="ddrm")
+    problem, prior, _ = make_problem("identity")
+    with pytest.raises(UsageError, match=r"ddrm needs a linear operator, which saturation does not.*work:.*dps"):
+        invdiff.restore(problem.y, Saturation(), SIGMA_Y, prior=prior, solver="ddrm")
 
 
 @pytest.mark.parametrize("solver_spec", SOLVERS)
@@ -353,4 +382,6 @@ def test_documented_biases_are_the_pinned_ones() -> None:
 def test_function_evaluations_are_counted() -> None:
     problem, prior, _ = make_problem("identity")
     for spec in SOLVERS:
-        assert invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=prior, solver=spec, steps=7).nfe == 7
+        solver = solvers.get(spec, steps=7)
+        found = invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=prior, solver=solver).nfe
+        assert found == solver.nfe, spec
