@@ -23,6 +23,7 @@ COMMANDS = {
     "sample": "invdiff.cli.sample:sample",
     "operators": "invdiff.cli.operators:operators",
     "solvers": "invdiff.cli.solvers:solvers",
+    "validate": "invdiff.cli.validate:validate",
     "prior": "invdiff.cli.prior:prior",
 }
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from . import options, tables
 
+if TYPE_CHECKING:
+    from invdiff.solvers.base import Solver
+
 EXAMPLES = """
 invdiff solvers list
 invdiff solvers show diffpir
+invdiff solvers recommend --operator gaussian_blur:sigma=2 --noise 0.05
 """
 
 
 @click.command(
     cls=options.LazyGroup,
-    commands={"list": "invdiff.cli.solvers:list_solvers", "show": "invdiff.cli.solvers:show_solver"},
+    commands={
+        "list": "invdiff.cli.solvers:list_solvers",
+        "show": "invdiff.cli.solvers:show_solver",
+        "recommend": "invdiff.cli.recommend:recommend",
+    },
     epilog=EXAMPLES,
 )
 def solvers() -> None:
@@ -23,15 +33,33 @@ def solvers() -> None:
 
 @click.command("list", cls=options.Command, epilog="invdiff solvers list")
 def list_solvers() -> None:
-    """One line for each solver: its paper, and what it needs from the operator."""
+    """One line for each solver: its paper, what it needs from the operator, what it costs and what it takes."""
     from invdiff.solvers import REGISTRY
 
-    rows = [
-        (name, cls.paper().splitlines()[0].rstrip("."), ", ".join(sorted(cls.needs)) or "nothing")
-        for name, cls in REGISTRY.items()
-    ]
-    click.echo(tables.table(("solver", "method", "needs"), rows))
-    click.echo("\nSettings and equations: invdiff solvers show NAME")
+    head = ("solver", "method", "needs", "calls", "transition", "particles", "nonlinear")
+    click.echo(tables.table(head, [_line(name, cls) for name, cls in REGISTRY.items()]))
+    click.echo(
+        "\nneeds: what the operator must offer (svd: a singular value decomposition). calls: network calls for a sample, "
+        "with\nthe default settings (for a step, where it is not one). transition: takes any sampler's step, "
+        "transition=heun say.\nparticles: samples that one run gives together. nonlinear: works with operators that are "
+        "not linear.\n\nSettings and equations: invdiff solvers show NAME"
+    )
+
+
+def _line(name: str, cls: type[Solver]) -> tuple[str, ...]:
+    """One row of the list, from the default settings."""
+    solver = cls()
+    calls = solver.nfe / solver.population  # a run's calls are those of all its particles
+    each = calls / solver.steps
+    return (
+        name,
+        cls.paper().splitlines()[0].rstrip("."),
+        ", ".join(sorted(cls.needs)) or "nothing",
+        f"{calls:g}" if each == 1 else f"{calls:g} ({each:.3g} a step)",
+        "any" if cls.interchangeable else "-",
+        str(solver.population) if solver.population > 1 else "-",
+        "-" if "linear" in cls.needs else "yes",
+    )
 
 
 @click.command("show", cls=options.Command, epilog="invdiff solvers show diffpir")

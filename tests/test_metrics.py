@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from invdiff.errors import NumericalError, UsageError
 from invdiff.evaluation import metrics
 from invdiff.evaluation.comparison import as_image, compare
-from invdiff.evaluation.metrics import psnr, ssim
+from invdiff.evaluation.metrics import crps, psnr, ssim
 
 
 def random_pair(shape, seed=0):
@@ -159,3 +159,25 @@ def test_the_valid_part_is_compared_with_the_centre_of_the_truth(size):
     y = truth[:, top : top + size[0], left : left + size[1]] + 0.1
     assert compare(y, truth, truth).before.psnr == pytest.approx(20)
     assert compare(torch.rand(50), truth, truth).before is None
+
+
+def test_crps_is_the_sum_over_pairs() -> None:
+    samples = torch.rand(5, 2, 3, 12, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    error = (samples - truth).abs().mean(0)
+    pairs = (samples[:, None] - samples[None]).abs().sum((0, 1)) / (2 * 5 * 4)
+    torch.testing.assert_close(crps(samples, truth), (error - pairs).mean((1, 2, 3)), rtol=0, atol=1e-12)
+    torch.testing.assert_close(crps(samples[:1], truth), (samples[0] - truth).abs().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("factor", [1.0, 2**0.5, 0.5])
+def test_crps_prefers_the_true_spread(factor: float) -> None:
+    """For the standard normal the expected score is 1 / sqrt(pi) = 0.564 of the deviation; wrong spreads score worse."""
+    rng = torch.Generator().manual_seed(2)
+    truth = 0.5 + 0.05 * torch.randn(1, 1, 200, 200, generator=rng, dtype=torch.float64)
+    samples = 0.5 + factor * 0.05 * torch.randn(4, 1, 1, 200, 200, generator=rng, dtype=torch.float64)
+    found = float(crps(samples, truth)) / 0.05
+    # E|X - x| = sqrt(2 (1 + f^2) / pi), E|X - X'| = 2 f / sqrt(pi)
+    expected = math.sqrt(2 * (1 + factor**2) / math.pi) - factor / math.sqrt(math.pi)
+    assert abs(found - expected) < 5 * 0.7 / 200
+    assert (expected > 1 / math.sqrt(math.pi) + 1e-6) == (factor != 1.0)

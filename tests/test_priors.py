@@ -539,3 +539,23 @@ def test_padding_mirrors_or_repeats():
     assert pad_to_multiple(x, 1) is x
     assert pad_to_multiple(x, 4).shape == (1, 1, 4, 4)
     assert np.array_equal(pad_to_multiple(x[..., :1, :1], 4)[0, 0], np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize("variance", [1.0, 1e-4, 1e-14])
+@pytest.mark.parametrize("sigma", [1e-3, 0.5, 200.0])
+def test_a_shared_variance_costs_no_digits(variance, sigma, monkeypatch):
+    """Matrix products stand for differences where that is exact enough, and the result does not say which was taken."""
+    from invdiff.priors import mixture as module
+
+    means = 16 * randn(25, 40, seed=3)
+    prior = GaussianMixturePrior(means, torch.tensor(variance, dtype=F64), torch.arange(1.0, 26))
+    x = prior.sample(30, generator(1)) + sigma * randn(30, 40, seed=4)
+    ours = prior.denoise(x, sigma)
+    monkeypatch.setattr(module, "_LOST", 0.0)
+    torch.testing.assert_close(ours, prior.denoise(x, sigma), rtol=0, atol=1e-8)
+    monkeypatch.undo()
+    x.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(prior.denoise(x, sigma).sum(), x)
+    monkeypatch.setattr(module, "_LOST", 0.0)
+    (expected,) = torch.autograd.grad(prior.denoise(x, sigma).sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
