@@ -29,9 +29,10 @@ invdiff degrade clean/ -o small/ --operator downsample:factor=4 --noise 12.75/25
 @options.operator_option
 @click.option(
     "--noise",
-    metavar="SIGMA",
+    metavar="SIGMA|SPEC",
     required=True,
-    help="Noise level sigma_y to add, [0, 1] units: 0.05, 12.75/255, or 0 for none.",
+    help="Noise level sigma_y to add, [0, 1] units: 0.05, 12.75/255, or 0 for none; or poisson:gain=0.02, "
+    "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain.",
 )
 @options.seed_option
 @options.file_options
@@ -54,11 +55,12 @@ def degrade(
     is cropped at the bottom and right. Each output gets a record OUT.json. The noise depends on --seed and the file's
     name alone.
     """
-    from invdiff.problem import check_noise, resolve_operator
+    from invdiff.noise import noise_model
+    from invdiff.problem import resolve_operator
 
     depth = int(bits) if bits else None
     chosen = resolve_operator(operator)
-    check_noise(noise, zero=True)
+    noise_model(noise, zero=True)
     jobs = files.plan(inputs, out, extension=extension, bits=depth, overwrite=overwrite, skip_existing=skip_existing)
     files.refuse_inputs(jobs, files.read_by(chosen))
     if not jobs:
@@ -85,7 +87,8 @@ def degrade_one(
 ) -> None:
     """Measure one image, write y and its record, and print what was done."""
     from invdiff.images import all_or_nothing, read_measurement, write_json, write_measurement
-    from invdiff.problem import check_noise
+    from invdiff.noise import noise_model
+    from invdiff.problem import Problem
     from invdiff.restoration import degrade as degrade_tensor
     from invdiff.solution import package_versions
 
@@ -99,10 +102,11 @@ def degrade_one(
         notes.append(f"cropped from {x.shape[1]} x {x.shape[2]} to {usable[1]} x {usable[2]} pixels for {operator}")
         x = x[:, : usable[1], : usable[2]]
     y = degrade_tensor(x[None], operator, noise=noise, seed=seed, ids=[job.key])[0]
-    sigma_y = check_noise(noise, zero=True)
+    model = noise_model(noise, zero=True)
+    sigma_y = Problem.of(operator, y[None], model, tuple(x.shape)).sigma_y
     record = {
         "operator": operator.settings(),
-        "noise": {"sigma_y": sigma_y, "unit": "standard deviation, images in [0, 1]"},
+        "noise": {"model": model.spec, "sigma_y": sigma_y, "unit": "standard deviation, images in [0, 1]"},
         "seed": seed,
         "versions": package_versions(),
         "input": files.describe_input(job.source, image.description, notes),
@@ -126,4 +130,5 @@ def degrade_one(
             err=True,
         )
     size = f"{y.shape[1]} x {y.shape[2]} pixels" if y.ndim == 3 else f"{' x '.join(map(str, y.shape))} values"
-    click.echo(f"{job.target}  {operator}, noise {sigma_y:g}, {size}")
+    amount = f"{model.spec}, sigma_y {sigma_y:.3g} on average" if model.quantum else f"noise {sigma_y:g}"
+    click.echo(f"{job.target}  {operator}, {amount}, {size}")

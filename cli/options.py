@@ -111,6 +111,36 @@ class KeyValue(click.ParamType):
         return key.strip(), text.strip()
 
 
+class SampleCount(click.ParamType):
+    """A whole number of at least 1, or auto."""
+
+    name = "samples"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value == "auto" or (isinstance(value, int) and value >= 1):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is not a whole number of at least 1, nor auto.", param, ctx)
+        return int(value)
+
+
+class Quantiles(click.ParamType):
+    """Numbers between 0 and 1, separated by commas."""
+
+    name = "quantiles"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(float(part) for part in str(value).split(","))
+        except ValueError:
+            numbers = (-1.0,)
+        if not all(0 <= number <= 1 for number in numbers) or len(set(numbers)) != len(numbers):
+            self.fail(f"{value!r} is not a list of different numbers between 0 and 1, such as 0.05,0.95.", param, ctx)
+        return numbers
+
+
 class Numbers(click.ParamType):
     """Whole numbers above zero, separated by commas."""
 

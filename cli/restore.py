@@ -27,6 +27,9 @@ invdiff restore small/ -o large/ --operator downsample:factor=4 --noise 0.02 --b
 # how sure is it? four samples, their mean and their standard deviation (out-std.png)
 invdiff restore holes.png -o out.png --operator inpaint:mask=mask.png --noise 0.01 --samples 4
 
+# as many samples as the mean needs, and an interval that holds 90 % of them at every pixel
+invdiff restore holes.png -o out.png --operator inpaint:mask=mask.png --noise 0.01 --samples auto --quantiles 0.05,0.95
+
 # compare with the truth
 invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --reference clean/
 """
@@ -37,7 +40,11 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
 @click.option("-o", "--out", metavar="OUT", required=True, help="Output file for one input, else a folder.")
 @options.operator_option
 @click.option(
-    "--noise", metavar="SIGMA", required=True, help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255."
+    "--noise",
+    metavar="SIGMA|SPEC",
+    required=True,
+    help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255; or poisson:gain=0.02, "
+    "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain.",
 )
 @options.prior_option
 @click.option(
@@ -62,11 +69,26 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
 )
 @click.option(
     "--samples",
-    type=click.IntRange(min=1),
-    metavar="N",
+    type=options.SampleCount(),
+    metavar="N|auto",
     default=1,
-    help="Posterior samples. With more than one, OUT is their mean, OUT-std their standard deviation (white = the "
-    "largest, recorded in the .json; unscaled in float files), OUT-sample-1.. the samples.",
+    help="Posterior samples. With more than one, OUT is their mean, which has the best PSNR, OUT-std their standard "
+    "deviation (white = the largest, recorded in the .json; unscaled in float files), OUT-sample-1.. the samples, which "
+    "look real. auto: until the mean is known to --tolerance.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="E",
+    default=0.01,
+    show_default=True,
+    help="Standard error of the mean at which --samples auto stops, [0, 1] units.",
+)
+@click.option(
+    "--quantiles",
+    type=options.Quantiles(),
+    metavar="Q,Q,...",
+    help="Also write these quantiles of the samples at every pixel: 0.05,0.95 gives OUT-q05 and OUT-q95.",
 )
 @options.seed_option
 @click.option(
@@ -92,7 +114,9 @@ def restore(
     solver: str,
     steps: int | None,
     hyperparameters: tuple[tuple[str, str], ...],
-    samples: int,
+    samples: int | str,
+    tolerance: float,
+    quantiles: tuple[float, ...] | None,
     seed: int,
     reference: str | None,
     device: str,
@@ -113,11 +137,14 @@ def restore(
     numbers depend on --seed and the file's name alone. A grey input with a colour prior is repeated to three channels and
     the result turned back to grey, if the operator treats channels alike. An .npy may hold a measurement of any shape.
     """
-    from invdiff.problem import check_noise, resolve_operator
+    from invdiff.noise import noise_model
+    from invdiff.problem import resolve_operator
     from invdiff.restoration import default_batch_size, resolve_prior
 
+    if quantiles and samples == 1:
+        raise click.UsageError("--quantiles needs more than one sample: add --samples 16, or auto.")
     depth = int(bits) if bits else None
-    chosen_operator, sigma_y = resolve_operator(operator), check_noise(noise)
+    chosen_operator, model = resolve_operator(operator), noise_model(noise)
     method, extra = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator)
     jobs = files.plan(
         inputs,
@@ -126,7 +153,7 @@ def restore(
         bits=depth,
         overwrite=overwrite,
         skip_existing=skip_existing,
-        suffixes=companions(samples),
+        suffixes=companions(samples, quantiles or ()),
     )
     references = match_references(jobs, reference)
     files.refuse_inputs(jobs, [*references.values(), *files.read_by(chosen_operator)])
@@ -137,13 +164,15 @@ def restore(
     settings = Settings(
         operator=chosen_operator,
         operator_text=operator,
-        sigma_y=sigma_y,
+        noise=model,
         noise_text=noise,
         prior=network,
         prior_text=prior,
         solver=method,
         hyperparameters=extra,
         samples=samples,
+        tolerance=tolerance,
+        quantiles=quantiles or (),
         seed=seed,
         bits=depth,
         device=device,

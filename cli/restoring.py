@@ -20,6 +20,7 @@ from .files import Job
 if TYPE_CHECKING:
     import torch
 
+    from invdiff.noise import NoiseModel
     from invdiff.operator import Operator
     from invdiff.priors.base import Prior
     from invdiff.solution import Solution
@@ -34,13 +35,15 @@ class Settings:
 
     operator: Operator
     operator_text: str
-    sigma_y: float
+    noise: NoiseModel
     noise_text: str
     prior: Prior
     prior_text: str
     solver: Solver | str
     hyperparameters: dict[str, Any]
-    samples: int
+    samples: int | str
+    tolerance: float
+    quantiles: tuple[float, ...]
     seed: int
     bits: int | None
     device: str
@@ -59,6 +62,8 @@ class Settings:
         words = ["invdiff", "restore", str(job.source), "-o", str(job.target)]
         words += ["--operator", self.operator_text, "--noise", self.noise_text, "--prior", self.prior_text]
         words += ["--solver", spell_out(solver), "--samples", str(self.samples), "--seed", str(self.seed)]
+        words += ["--tolerance", str(self.tolerance)] if self.samples == "auto" else []
+        words += ["--quantiles", ",".join(map(str, self.quantiles))] if self.quantiles else []
         words += [
             "--device",
             self.prior.device.type if self.device == "auto" else self.device,
@@ -73,11 +78,11 @@ class Settings:
 @dataclass(frozen=True)
 class Measurement:
     """One input, ready to be restored. y: in the measurement's shape; grey: the (1, H, W) that was repeated to it for a
-    colour prior, and sigma_y, for the solver, is then sqrt(3) of the true one (see `repeat_grey`)."""
+    colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`)."""
 
     job: Job
     y: torch.Tensor
-    sigma_y: float
+    noise: NoiseModel
     description: str
     grey: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
@@ -132,9 +137,20 @@ def retry_smaller(error: Exception, batch: Sequence[Measurement], batch_size: in
     return len(batch) > 1 or (batch_size > 1 and errors.explain(error) == errors.OUT_OF_MEMORY)
 
 
-def companions(samples: int) -> tuple[str, ...]:
-    """The suffixes of the outputs besides OUT."""
-    return ("-std", *(f"-sample-{k}" for k in range(1, samples + 1))) if samples > 1 else ()
+def companions(samples: int | str, quantiles: Sequence[float] = ()) -> tuple[str, ...]:
+    """The suffixes of the outputs besides OUT; all that there may be, where the number of samples is not known yet."""
+    from invdiff.restoration import MOST_SAMPLES
+
+    count = MOST_SAMPLES if isinstance(samples, str) else samples
+    if count == 1:
+        return ()
+    return ("-std", *map(quantile_suffix, quantiles), *(f"-sample-{k}" for k in range(1, count + 1)))
+
+
+def quantile_suffix(q: float) -> str:
+    """-q05 for 0.05, -q005 for 0.005, -q100 for 1."""
+    digits = f"{q:.10f}".rstrip("0").partition(".")[2].ljust(2, "0")
+    return "-q100" if q == 1 else f"-q{digits}"
 
 
 def batches(
@@ -148,8 +164,10 @@ def batches(
         except Exception as error:
             fail(job, error)
             continue
-        alike = batch and (batch[0].y.shape, batch[0].sigma_y) == (measurement.y.shape, measurement.sigma_y)
-        fits = alike and len(batch) < settings.batch_size
+        alike = batch and (batch[0].y.shape, batch[0].noise) == (measurement.y.shape, measurement.noise)
+        # How many samples "auto" takes must not depend on the neighbours, nor the average of a noise that varies.
+        alone = settings.samples == "auto" or measurement.noise.quantum > 0
+        fits = alike and len(batch) < settings.batch_size and not alone
         if batch and not (fits and job.key not in {other.job.key for other in batch}):
             yield batch
             batch = []
@@ -162,17 +180,17 @@ def prepare(job: Job, settings: Settings) -> Measurement:
     """Read one input and its reference, and check that operator and prior fit it."""
     from invdiff.images import read_image, read_measurement
 
-    operator, prior, sigma_y, grey = settings.operator, settings.prior, settings.sigma_y, None
+    operator, prior, noise, grey = settings.operator, settings.prior, settings.noise, None
     image = read_measurement(job.source, operator.image_shape)
     y, notes = image.tensor, list(image.notes)
     shape = operator.image_shape(tuple(y.shape))
     if y.ndim == len(shape) == 3 and y.shape[0] == shape[0] == 1 and prior.channels == 3:
         grey = y
-        y, sigma_y = repeat_grey(grey, operator, sigma_y)
+        y, noise = repeat_grey(grey, operator, noise)
         shape = (3, *shape[1:])
         notes.append(
             "grey repeated to three channels for a colour prior, result turned back to grey; "
-            f"solved with sqrt(3) sigma_y = {sigma_y:.6g} in place of {settings.sigma_y:.6g}"
+            f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(settings.noise)}"
         )
     prior.check_shape(shape)
     truth = None
@@ -180,15 +198,22 @@ def prepare(job: Job, settings: Settings) -> Measurement:
         original = read_image(settings.references[job.source])
         truth, remarks = fit_reference(original.tensor, tuple(shape) if grey is None else (1, *shape[1:]), operator)
         notes += remarks
-    return Measurement(job, y, sigma_y, image.description, grey, notes, truth)
+    return Measurement(job, y, noise, image.description, grey, notes, truth)
 
 
-def repeat_grey(grey: torch.Tensor, operator: Operator, sigma_y: float) -> tuple[torch.Tensor, float]:
-    """A grey measurement (1, h, w) as one of a colour image, (3, h, w), and the noise level to solve it with.
+def brief(noise: NoiseModel) -> str:
+    """poisson:gain=0.02, with six digits at most."""
+    values = (f"{name}={value:.6g}" for name, value in noise.settings().items() if name != "name")
+    return f"{noise.name}:{','.join(values)}"
+
+
+def repeat_grey(grey: torch.Tensor, operator: Operator, noise: NoiseModel) -> tuple[torch.Tensor, NoiseModel]:
+    """A grey measurement (1, h, w) as one of a colour image, (3, h, w), and the noise to solve it with.
 
     Three copies of one noise are not three measurements: with sqrt(3) sigma_y for each channel, the likelihood of a
-    grey x is that of the grey measurement, 3 |y - A x|^2 / (2 * 3 sigma_y^2). Raises UsageError if A does not commute
-    with repeating, as for a mask of its own in each channel: the copies would then be no measurement.
+    grey x is that of the grey measurement, 3 |y - A x|^2 / (2 * 3 sigma_y^2); counts have three times the gain. Raises
+    UsageError if A does not commute with repeating, as for a mask of its own in each channel: the copies would then be
+    no measurement.
     """
     import torch
 
@@ -212,7 +237,7 @@ def repeat_grey(grey: torch.Tensor, operator: Operator, sigma_y: float) -> tuple
         raise refusal
     if not torch.equal(seen, wanted):
         raise refusal
-    return fit_channels(grey, 3), 3**0.5 * sigma_y
+    return fit_channels(grey, 3), noise.tempered(3)
 
 
 def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> Solution:
@@ -224,10 +249,11 @@ def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> 
     return restore_tensors(
         torch.stack([measurement.y for measurement in batch]),
         settings.operator,
-        batch[0].sigma_y,
+        batch[0].noise,
         settings.prior,
         settings.solver,
         samples=settings.samples,
+        tolerance=settings.tolerance,
         seed=settings.seed,
         batch_size=batch_size,
         ids=[measurement.job.key for measurement in batch],
@@ -248,10 +274,10 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
     record = solution.provenance(index)
     if measurement.grey is not None:
         samples, y = fit_channels(samples, 1), measurement.grey
-        problem = Problem.from_measurement(y[None], settings.operator, settings.sigma_y)
+        problem = Problem.from_measurement(y[None], settings.operator, settings.noise)
         residual = torch.cat([problem.residual(sample[None]) for sample in samples])
         record["residual"] = [round(float(value), 5) for value in residual]
-        record["noise"] |= {"sigma_y": settings.sigma_y, "solved_with": measurement.sigma_y}
+        record["noise"] |= {"model": settings.noise.spec, "sigma_y": problem.sigma_y, "solved_with": solution.sigma_y}
     comparison = None if measurement.truth is None else compare(y, samples.mean(0), measurement.truth)
     record["input"] = files.describe_input(job.source, measurement.description, measurement.notes)
     write(job, samples, record, comparison, settings)
@@ -265,6 +291,17 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
     )
     if comparison:
         click.echo(f"{' ' * len(str(job.target))}  {comparison}")
+    if len(samples) > 1:
+        error = float((samples.var(0).mean() / len(samples)).sqrt())
+        click.echo(
+            f"{' ' * len(str(job.target))}  mean of {len(samples)} samples (best PSNR), standard error {error:.4f}; "
+            f"single samples (look real): {job.companion('-sample-1')}, ..."
+        )
+        if settings.samples == "auto" and error > settings.tolerance:
+            click.echo(
+                f"note: {job.source.name}: stopped at {len(samples)} samples, above --tolerance {settings.tolerance:g}",
+                err=True,
+            )
 
 
 def write(
@@ -272,16 +309,22 @@ def write(
 ) -> None:
     """The mean, with several samples their standard deviation and themselves, and the record: all of them or none."""
     from invdiff.images import WRITABLE_BITS, all_or_nothing, write_image, write_json
+    from invdiff.solution import quantile
 
     bits, path = settings.bits, job.target
     is_float = (bits or WRITABLE_BITS[path.suffix.lower()][0]) == 32
-    output: dict[str, Any] = {"path": str(path)}
+    kind = "one posterior sample" if len(samples) == 1 else f"posterior mean, over {len(samples)} samples"
+    output: dict[str, Any] = {"path": str(path), "is": kind}
     with all_or_nothing():
         if len(samples) > 1:
             std = samples.std(0)
             scale = 1.0 if is_float else float(std.max()) or 1.0
             output["std"] = {"path": str(job.companion("-std")), "white": scale}
             write_image(job.companion("-std"), std / scale, bits)
+            for q in settings.quantiles:
+                name = job.companion(quantile_suffix(q))
+                output.setdefault("quantiles", {})[str(q)] = str(name)
+                write_image(name, quantile(samples, q), bits)
             output["samples"] = [str(job.companion(f"-sample-{k}")) for k in range(1, len(samples) + 1)]
             for name, sample in zip(output["samples"], samples, strict=True):
                 write_image(name, sample, bits)

@@ -10,8 +10,10 @@ import torch
 
 from invdiff import solvers
 from invdiff.errors import UsageError
+from invdiff.noise import noise_model
+from invdiff.parameters import whole
 from invdiff.priors.base import Prior
-from invdiff.problem import Problem, check_images, check_noise, resolve_operator
+from invdiff.problem import Problem, check_images, resolve_operator
 from invdiff.sampling import Noise, State, generator, run
 from invdiff.solution import Solution
 from invdiff.solvers.auto import choose
@@ -21,18 +23,21 @@ from invdiff.solvers.base import Solver
 def degrade(
     x: torch.Tensor, operator: Any, noise: Any = 0.05, seed: int = 0, ids: Sequence[str | int] | None = None
 ) -> torch.Tensor:
-    """y = A(x) + sigma_y z for images x (B, C, H, W) in [0, 1]; y is not clipped.
+    """y = A(x) + sigma_y z, or A(x) seen through another noise model, for images x (B, C, H, W) in [0, 1]; not clipped.
 
-    operator: an Operator, a name or spec, or a deepinv Physics. noise: sigma_y in [0, 1] units, 0 allowed.
-    The noise depends on (seed, id) alone; ids default to the position in the batch.
-    Raises UsageError if the operator cannot take images of this shape.
+    operator: an Operator, a name or spec, or a deepinv Physics. noise: sigma_y in [0, 1] units, 0 allowed, or a noise
+    model's spec ("poisson:gain=0.02"). The noise depends on (seed, id) alone; ids default to the position in the batch.
+    Raises UsageError if the operator cannot take images of this shape, or the model no measurement like A(x).
     """
     check_images(x, "the image x")
     operator = resolve_operator(operator)
-    sigma_y = check_noise(noise, zero=True)
-    shape = operator.measurement_shape(tuple(x.shape[1:]))
+    model = noise_model(noise, zero=True)
+    operator.measurement_shape(tuple(x.shape[1:]))
     generators = [generator(seed, f"{key}/measurement", 0) for key in _ids(ids, x.shape[0])]
-    return operator.degrade(x, Noise(generators, shape, x)(), sigma_y)
+    z = operator.A(x)
+    y = model.sample(z, generators)
+    mask = operator.observed(tuple(x.shape[1:]))
+    return y if mask is None else torch.where(mask.to(y) > 0, y, z)
 
 
 def restore(
@@ -42,9 +47,10 @@ def restore(
     prior: Prior | Any = "natural",
     solver: str | Solver = "auto",
     steps: int | None = None,
-    samples: int = 1,
+    samples: int | str = 1,
     seed: int = 0,
     *,
+    tolerance: float = 0.01,
     batch_size: int | None = None,
     ids: Sequence[str | int] | None = None,
     device: str = "auto",
@@ -55,10 +61,14 @@ def restore(
     """Samples of p(x | y) for y = A(x) + sigma_y z.
 
     y: (B, *measurement shape), float, [0, 1] units. operator: an Operator, a name or spec, or a deepinv Physics.
-    noise: sigma_y in [0, 1] units, a number or "12.75/255". prior: a Prior, or what `load_prior` takes.
-    solver: a Solver, a name or spec, or "auto"; steps and further keywords are its hyperparameters.
-    samples: how many for each image; seed, ids: sample k of image id depends on (seed, id, k) alone, so not on
-    batch_size (how many samples run together; default 1 on a CPU, 16 elsewhere).
+    noise: sigma_y in [0, 1] units, a number or "12.75/255", or a noise model's spec ("poisson:gain=0.02").
+    prior: a Prior, or what `load_prior` takes.
+    solver: a Solver, a name or spec, or "auto", the best that was measured; steps and further keywords are its
+    hyperparameters, and for "auto" steps is the most network calls for one sample.
+    samples: how many for each image, or "auto": until the standard error of the mean of every image (root mean square
+    over its pixels) is at most `tolerance`, in [0, 1] units, or there are MOST_SAMPLES.
+    seed, ids: sample k of image id depends on (seed, id, k) alone, so not on batch_size (how many samples run
+    together; default 1 on a CPU, 16 elsewhere).
     device, precision: where and how the network runs, if the prior is loaded here; a Prior says so itself.
     Raises UsageError for arguments that cannot be used, NumericalError if the computation leaves the finite numbers.
     """
@@ -66,44 +76,139 @@ def restore(
     problem = Problem.from_measurement(y, operator, noise)
     prior = resolve_prior(prior, device, precision)
     if solver == "auto":
-        solver = choose(problem.operator, problem.image_shape)
+        calls = hyperparameters.pop("steps", None) if steps is None else steps
+        solver = choose(
+            problem.operator, problem.image_shape, problem.sigma_y, calls and whole(calls), several=samples != 1
+        )
+        steps = None
     chosen = solvers.get(solver, **hyperparameters, **({} if steps is None else {"steps": steps}))
     chosen.check(problem.operator)
     prior.check_shape(problem.image_shape)
-    if samples < 1:
-        raise UsageError(f"samples must be at least 1, got {samples}")
-    rows = [(image, sample) for sample in range(samples) for image in range(y.shape[0])]
-    keys = _ids(ids, y.shape[0])
+    count = check_samples(samples)
+    if not 0 < tolerance < float("inf"):
+        raise UsageError(f"tolerance must be more than 0, in [0, 1] units, got {tolerance}")
     size = default_batch_size(prior.device) if batch_size is None else batch_size
     if size < 1:
         raise UsageError(f"batch_size must be at least 1, got {size}")
 
-    finished, nfe = [], 0
-    with _progress(progress, -(-len(rows) // size), chosen) as advance:
-        for first in range(0, len(rows), size):
-            chunk = rows[first : first + size]
-            part = problem.rows([image for image, _ in chunk])
-            part = part.to(prior.device)
-            generators = [generator(seed, keys[image], sample) for image, sample in chunk]
-            state = None
-            for state in run(part, prior, chosen, Noise(generators, part.image_shape, part.y)):
-                advance(state)
-            assert state is not None  # run yields at least once
-            nfe = state.nfe
-            finished.append(state.x.to(y.device))
-    stacked = torch.cat(finished).reshape(samples, y.shape[0], *problem.image_shape)
-    residual = torch.stack([problem.residual(sample) for sample in stacked])
+    # A population gives as many samples as it has particles; other methods run once for each sample.
+    runs = _Runs(problem, prior, chosen, seed, _ids(ids, y.shape[0]), size)
+    if count is not None:
+        drawn = runs.draw(-(-count // chosen.population), progress)[:count]
+    else:
+        at_once = -(-FIRST_SAMPLES // chosen.population)
+        drawn = runs.draw(at_once, progress)
+        while len(drawn) < MOST_SAMPLES and float(standard_error(drawn).max()) > tolerance:
+            drawn = runs.draw(at_once, progress)
+    residual = torch.stack([problem.residual(sample) for sample in drawn])
     return Solution(
-        samples=stacked,
+        samples=drawn,
         residual=residual,
-        nfe=nfe,
+        nfe=runs.nfe,
         seconds=time.perf_counter() - started,
         seed=seed,
         sigma_y=problem.sigma_y,
         operator=problem.operator.settings(),
         solver=chosen.settings(),
         prior=prior.describe(),
+        diagnostics=runs.diagnostics(),
+        noise=problem.noise_model.spec,
     )
+
+
+FIRST_SAMPLES, MOST_SAMPLES = 4, 64
+"""samples="auto" draws as many at a time, and no more than that in all."""
+
+
+def check_samples(samples: int | str) -> int | None:
+    """The number of samples, or None for "auto". Raises UsageError for anything else."""
+    if samples == "auto":
+        return None
+    if isinstance(samples, str) or int(samples) != samples or samples < 1:
+        raise UsageError(f'samples must be a whole number of at least 1, or "auto", got {samples!r}')
+    return int(samples)
+
+
+def standard_error(samples: torch.Tensor) -> torch.Tensor:
+    """Of the mean over samples (n, B, ...), n > 1: the root mean square over the pixels of each image, (B,)."""
+    return (samples.var(0) / len(samples)).flatten(1).mean(1).sqrt()
+
+
+class _Runs:
+    """Runs of a solver on every image of a problem, in batches of `size`."""
+
+    def __init__(
+        self, problem: Problem, prior: Prior, solver: Solver, seed: int, keys: Sequence[str | int], size: int
+    ) -> None:
+        self.problem, self.prior, self.solver, self.seed, self.keys, self.size = (
+            problem, prior, solver, seed, keys, size,
+        )  # fmt: skip
+        self.nfe = 0
+        self._runs = 0
+        self._drawn: list[torch.Tensor] = []
+        self._diagnostics: list[dict[str, torch.Tensor]] = []
+
+    def draw(self, runs: int, progress: bool = False) -> torch.Tensor:
+        """`runs` more runs; all samples so far, (n, B, *image shape)."""
+        images = list(range(len(self.keys)))
+        # The average sigma_y of a batch depends on its images, where the noise depends on the brightness: those run alone.
+        groups = [images] if self.problem.noise is None else [[image] for image in images]
+        parts = [self._draw(runs, group, progress) for group in groups]
+        self._runs += runs
+        self._drawn.append(torch.cat([samples for samples, _ in parts], 1))
+        self._diagnostics.append({name: torch.cat([found[name] for _, found in parts], 1) for name in parts[0][1]})
+        return torch.cat(self._drawn)
+
+    def _draw(self, runs: int, images: list[int], progress: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Samples (n, images, *image shape) and diagnostics (runs, images, moves) of `runs` more runs of these images."""
+        shape = self.problem.image_shape
+        rows = [(image, k) for k in range(self._runs, self._runs + runs) for image in images]
+        finished = []
+        diagnostics = Diagnostics()
+        with _progress(progress, -(-len(rows) // self.size), self.solver) as advance:
+            for first in range(0, len(rows), self.size):
+                chunk = rows[first : first + self.size]
+                part = self.problem.rows([image for image, _ in chunk]).to(self.prior.device)
+                generators = [generator(self.seed, self.keys[image], k) for image, k in chunk]
+                state = None
+                for state in run(part, self.prior, self.solver, Noise(generators, shape, part.y)):
+                    advance(state)
+                    diagnostics.add(state)
+                assert state is not None  # run yields at least once
+                self.nfe = state.nfe
+                particles = state.x[:, None] if state.population is None else state.population
+                finished.append(particles.to(self.problem.y.device))
+                diagnostics.next_batch()
+        every = torch.cat(finished)  # (runs * images, particles, *image shape)
+        every = every.reshape(runs, len(images), -1, *shape).transpose(1, 2).flatten(0, 1)
+        return every, diagnostics.collected(runs, len(images))
+
+    def diagnostics(self) -> dict[str, torch.Tensor]:
+        """Name -> (runs, images, moves)."""
+        return {name: torch.cat([part[name] for part in self._diagnostics]) for name in self._diagnostics[0]}
+
+
+class Diagnostics:
+    """What a method reports move by move (effective sample sizes, say), over all batches."""
+
+    def __init__(self) -> None:
+        self._batch: dict[str, list[torch.Tensor]] = {}
+        self._finished: list[dict[str, torch.Tensor]] = []
+
+    def add(self, state: State) -> None:
+        for name, values in state.diagnostics.items():
+            self._batch.setdefault(name, []).append(values.detach().cpu())
+
+    def next_batch(self) -> None:
+        self._finished.append({name: torch.stack(values, -1) for name, values in self._batch.items()})
+        self._batch = {}
+
+    def collected(self, runs: int, images: int) -> dict[str, torch.Tensor]:
+        """Name -> (runs, images, moves)."""
+        names = self._finished[0]
+        return {
+            name: torch.cat([batch[name] for batch in self._finished]).unflatten(0, (runs, images)) for name in names
+        }
 
 
 def states(problem: Problem, prior: Prior, solver: Solver, seed: int = 0) -> Iterator[State]:
@@ -151,10 +256,17 @@ class _progress:
         if show:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=chunks * solver.steps, desc=solver.name, unit="call", leave=False)
+            self._bar = tqdm(total=chunks * solver.nfe, desc=solver.name, unit="call", leave=False)
+        self._calls = 0
 
     def __enter__(self) -> Any:
-        return (lambda state: self._bar.update(1)) if self._bar else (lambda state: None)
+        return self._advance
+
+    def _advance(self, state: State) -> None:
+        if self._bar:
+            # The count starts again with every chunk.
+            self._bar.update(state.nfe - self._calls if state.step > 1 else state.nfe)
+            self._calls = state.nfe
 
     def __exit__(self, *exc: object) -> None:
         if self._bar:

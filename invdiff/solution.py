@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from invdiff.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,7 +32,11 @@ class Solution:
     operator: dict[str, Any]
     solver: dict[str, Any]
     prior: dict[str, Any]
+    diagnostics: dict[str, torch.Tensor] = field(default_factory=dict)
+    """What the method reports of its moves, (runs, B, moves) each: `ess`, the effective sample size, for particles."""
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
+    noise: str = ""
+    """The noise model's spec; sigma_y is its average over all values and images, if it is not Gaussian."""
 
     @cached_property
     def mean(self) -> torch.Tensor:
@@ -42,11 +48,26 @@ class Solution:
         """Standard deviation over the samples (n - 1 in the denominator), (B, C, H, W); zero for one sample."""
         return self.samples.std(0) if len(self.samples) > 1 else self.samples[0] * 0
 
+    @cached_property
+    def standard_error(self) -> torch.Tensor:
+        """Of the mean, (B,), in [0, 1] units: root mean square over the pixels of std / sqrt(n); NaN for one sample."""
+        n = len(self.samples)
+        spread = self.std.square().flatten(1).mean(1).sqrt() / n**0.5
+        return spread if n > 1 else spread * float("nan")
+
+    def quantile(self, q: float) -> torch.Tensor:
+        """The q-quantile over the samples at every pixel, (B, C, H, W). Raises as `quantile`."""
+        return quantile(self.samples, q)
+
     def provenance(self, image: int = 0) -> dict[str, Any]:
         """Everything needed to repeat the restoration of one image of the batch, as plain data."""
         return {
             "operator": self.operator,
-            "noise": {"sigma_y": self.sigma_y, "unit": "standard deviation, images in [0, 1]"},
+            "noise": {
+                "model": self.noise or f"gaussian:sigma={self.sigma_y}",
+                "sigma_y": self.sigma_y,
+                "unit": "standard deviation, images in [0, 1]",
+            },
             "solver": self.solver,
             "prior": self.prior,
             "seed": self.seed,
@@ -78,6 +99,22 @@ class Solution:
                 residual=self.residual.cpu().numpy(),
                 provenance=np.array(records),
             )
+
+
+def quantile(samples: torch.Tensor, q: float) -> torch.Tensor:
+    """The q-quantile over samples (n, ...) at every pixel, between neighbours by linear interpolation.
+
+    n samples cannot tell quantiles below 1 / (n + 1) or above n / (n + 1) from their extremes.
+    Raises UsageError unless 0 <= q <= 1.
+    """
+    import torch
+
+    if not 0 <= q <= 1:
+        raise UsageError(f"a quantile lies between 0 and 1, got {q}")
+    # torch.quantile refuses more than 2^24 numbers.
+    ordered, place = samples.sort(dim=0).values, q * (len(samples) - 1)
+    below = int(place)
+    return torch.lerp(ordered[below], ordered[min(below + 1, len(ordered) - 1)], place - below)
 
 
 def package_versions() -> dict[str, str]:

@@ -312,11 +312,12 @@ def test_grey_is_refused_where_the_operator_tells_channels_apart(folder: Path, p
 def test_grey_is_repeated_where_the_operator_commutes_with_it(spec: str) -> None:
     from invdiff import operators
     from invdiff.cli.restoring import repeat_grey
+    from invdiff.noise import Gaussian
 
     operator = operators.get(spec)
     grey = torch.rand(operator.measurement_shape((1, 24, 32)))
-    y, sigma_y = repeat_grey(grey, operator, 0.1)
-    assert torch.equal(y, grey.expand(3, -1, -1)) and sigma_y == pytest.approx(3**0.5 * 0.1)
+    y, noise = repeat_grey(grey, operator, Gaussian(0.1))
+    assert torch.equal(y, grey.expand(3, -1, -1)) and noise.sigma == pytest.approx(3**0.5 * 0.1)
 
 
 @pytest.mark.parametrize(("factor", "exact"), [(1.0, True), (3**-0.5, False)])
@@ -325,10 +326,12 @@ def test_repeated_grey_is_trusted_as_the_grey_measurement(factor: float, exact: 
     three measurements of level sqrt(3) sigma_y must tell what the grey one tells; sigma_y (the twin) tells too much."""
     from invdiff import operators
     from invdiff.cli.restoring import repeat_grey
+    from invdiff.noise import Gaussian
 
     mean, variance, sigma_y = 0.4, 0.04, 0.1
-    y, solver_sigma = repeat_grey(torch.full((1, 4, 4), 0.8, dtype=torch.float64), operators.get("identity"), sigma_y)
-    solver_sigma *= factor
+    grey = torch.full((1, 4, 4), 0.8, dtype=torch.float64)
+    y, noise = repeat_grey(grey, operators.get("identity"), Gaussian(sigma_y))
+    solver_sigma = factor * noise.sigma
 
     def posterior_mean(total: float, count: int, sigma: float) -> float:
         return (mean / variance + total / sigma**2) / (1 / variance + count / sigma**2)
@@ -345,8 +348,8 @@ def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
 
     levels = {}
 
-    def noting(y: torch.Tensor, operator: Any, noise: float, *rest: Any, **options: Any) -> Any:
-        levels.update(dict.fromkeys(options["ids"], noise))
+    def noting(y: torch.Tensor, operator: Any, noise: Any, *rest: Any, **options: Any) -> Any:
+        levels.update(dict.fromkeys(options["ids"], noise.sigma))
         return original(y, operator, noise, *rest, **options)
 
     original = invdiff.restoration.restore
@@ -358,7 +361,7 @@ def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
     assert levels == {"grey.png": pytest.approx(3**0.5 * 0.05), "colour.png": 0.05}
     record = record_of("out/grey.npy")
     assert record["noise"]["sigma_y"] == 0.05 and record["noise"]["solved_with"] == pytest.approx(3**0.5 * 0.05)
-    assert "0.0866025 in place of 0.05" in result.stderr
+    assert "gaussian:sigma=0.0866025 in place of gaussian:sigma=0.05" in result.stderr
     difference = load("in/grey.png") - operators.get("gaussian_blur:sigma=1").A(load("out/grey.npy")[None])[0]
     assert record["residual"] == [pytest.approx(float(difference.square().mean().sqrt()) / 0.05, rel=1e-3)]
 
@@ -574,3 +577,49 @@ def test_a_large_photograph(folder: Path, prior: Path) -> None:
     options = ["--operator", "identity", "--noise", "0.05", "--prior", prior, *FAST, "--steps", 1]
     succeed("restore", "large.png", "-o", "x.jpg", *options)
     assert load("x.jpg").shape == (3, 3000, 4000)
+
+
+def test_quantiles_of_the_samples(folder: Path, prior: Path) -> None:
+    options = [*BLUR, *FAST, "--prior", prior, "--samples", 5, "--quantiles", "0.05,0.5,1"]
+    printed = succeed("restore", "clean/a.png", "-o", "x.npy", *options).output
+    samples = torch.stack([load(f"x-sample-{k}.npy") for k in range(1, 6)])
+    for name, q in (("x-q05", 0.05), ("x-q50", 0.5), ("x-q100", 1.0)):
+        assert torch.allclose(load(f"{name}.npy"), samples.quantile(q, dim=0), atol=1e-6)
+    record = json.loads(Path("x.npy.json").read_text())["output"]
+    assert record["is"] == "posterior mean, over 5 samples" and record["quantiles"]["0.05"] == "x-q05.npy"
+    assert "mean of 5 samples (best PSNR)" in printed and "x-sample-1.npy" in printed
+    again = shlex.split(json.loads(Path("x.npy.json").read_text())["command"])
+    succeed(*again[1:], "--overwrite")
+    assert torch.allclose(load("x-q05.npy"), samples.quantile(0.05, dim=0), atol=1e-6)
+
+
+def test_one_sample_is_called_that(folder: Path, prior: Path) -> None:
+    succeed("restore", "clean/a.png", "-o", "x.npy", *BLUR, *FAST, "--prior", prior)
+    assert json.loads(Path("x.npy.json").read_text())["output"]["is"] == "one posterior sample"
+
+
+def test_automatic_number_of_samples(folder: Path, prior: Path) -> None:
+    common = ["restore", "clean/a.png", "-o", "x.npy", *BLUR, *FAST, "--prior", prior, "--samples", "auto"]
+    succeed(*common, "--tolerance", 10)
+    assert len(list(Path().glob("x-sample-*.npy"))) == 4  # the first look is after four
+    error = float((torch.stack([load(f"x-sample-{k}.npy") for k in range(1, 5)]).var(0).mean() / 4).sqrt())
+    succeed(*common, "--overwrite", "--tolerance", 0.8 * error)
+    count = len(list(Path().glob("x-sample-*.npy")))
+    found = torch.stack([load(f"x-sample-{k}.npy") for k in range(1, count + 1)])
+    assert count > 4 and float((found.var(0).mean() / count).sqrt()) <= 0.8 * error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--samples", "0"], "'0' is not a whole number of at least 1, nor auto"),
+        (["--samples", "some"], "nor auto"),
+        (["--samples", "4", "--quantiles", "5,95"], "between 0 and 1"),
+        (["--samples", "4", "--quantiles", "0.5,0.5"], "different numbers"),
+        (["--quantiles", "0.5"], "needs more than one sample"),
+        (["--samples", "auto", "--tolerance", "0"], "x>0"),
+    ],
+)
+def test_impossible_samples_are_refused(folder: Path, prior: Path, options: list, message: str) -> None:
+    result = invoke("restore", "clean/a.png", "-o", "x.npy", *BLUR, *FAST, "--prior", prior, *options)
+    assert result.exit_code != 0 and message in result.stderr and not Path("x.npy").exists()
