@@ -32,9 +32,9 @@ PUBLISHED = {
 }
 SAMPLING: dict[str, Any] = {"sampler": "dpmpp", "steps": 30, "seed": 0}
 
-HIGH_NOISE = """Above sigma 2, `invdiff` takes a Gaussian model of the training photographs (`image_statistics.json`) in place of the network,
-whose error, multiplied by sigma, is there larger than the picture. Programs that do not know that file draw samples in
-glaring colours. Restoration starts at sigma 2."""
+HIGH_NOISE = """Above sigma 2, `invdiff` takes a Gaussian model of the training photographs (`image_statistics.json`) in
+place of the network, whose error, multiplied by sigma, is there larger than the picture. Programs that do not know that
+file draw samples in glaring colours. Restoration starts at sigma 2."""
 
 CARD = """---
 license: mit

@@ -31,8 +31,8 @@ from invdiff.training.objective import Objective
 from invdiff.training.optimizers import Budget, rate
 from invdiff.training.photographs import Photographs
 from invdiff.training.provenance import Provenance, describe_device
-from invdiff.training.statistics import image_statistics
 from invdiff.training.room import cores
+from invdiff.training.statistics import image_statistics
 from invdiff.training.watch import PictureSettings, Watch
 
 log = logging.getLogger(__name__)

@@ -30,7 +30,8 @@ CHOOSING = (15 / 255, 25 / 255, 50 / 255)
 class Leader:
     """Watches over one training, and writes everything that is under `out`.
 
-    images: held-back images (C, H, W) in [0, 1]; statistics: of the training images, for high noise; report: takes the facts of every step, for a progress bar.
+    images: held-back images (C, H, W) in [0, 1]; statistics: of the training images, for high noise, if any;
+    report: takes the facts of every step, for a progress bar.
     """
 
     def __init__(
