@@ -1,35 +1,30 @@
-"""`solver="auto"`: the documented default for an operator.
+"""`solver="auto"`: the solver that restores best, as measured, for the operator, the noise level and the number of calls.
 
-    operator                                            solver            why
-    not linear                                          dps, 100 steps    needs a gradient only
-    all singular values equal, nothing lost (A = I)     ddnm              enters at the level of the noise: denoising
-    other linear                                        diffpir           exact data step, with or without an SVD
-
-The choice is the same for every noise level: at sigma_y = 0.01, 0.05 and 0.1 the same solver restores best (within 0.1 dB),
-because the data step of each weighs the measurement by sigma_y itself. Chosen on the first three photographs of CBSD68;
-docs/tables/solvers.md, noise-0.01.md and noise-0.1.md compare them on others.
+The first line of `recommendation.recommend` for the aim single, or psnr where a mean of several samples is asked for. Where
+nothing was measured: `diffpir` for linear operators, and `dps` with 100 steps for others, which needs a gradient only.
 """
 
 from __future__ import annotations
 
-import math
-
+from invdiff import solvers
 from invdiff.operator import Operator, Shape
 from invdiff.solvers.base import Solver
+from invdiff.solvers.recommendation import recommend
+
+CALLS = 20
+"""Network calls of `auto`, where the user gives no steps."""
 
 
-def choose(operator: Operator, image_shape: Shape) -> Solver:
-    """The solver that `solver="auto"` stands for. image_shape: (C, H, W) of x."""
-    from invdiff import solvers
-
-    if not operator.linear:
-        return solvers.get("dps", steps=100)
-    return solvers.get("ddnm" if _is_denoising(operator, image_shape) else "diffpir")
-
-
-def _is_denoising(operator: Operator, image_shape: Shape) -> bool:
-    """Whether A is an orthogonal map times a number: every direction is measured, with the same noise."""
-    if not operator.has_svd or operator.measured_count(image_shape) != math.prod(image_shape):
-        return False
-    s = operator.svd(image_shape).singular_values
-    return float(s.min()) > 0.999 * float(s.max())
+def choose(
+    operator: Operator, image_shape: Shape, noise: float, calls: int | None = None, *, several: bool = False
+) -> Solver:
+    """The solver that `solver="auto"` stands for. image_shape: (C, H, W) of x; noise: sigma_y in [0, 1] units; calls: the
+    most network calls for one sample; several: a mean of samples is asked for."""
+    aim = "psnr" if several else "single"
+    found = recommend(operator, image_shape, noise, CALLS if calls is None else calls, aim)
+    for _, solver in found:
+        if not (several and solver.deterministic):  # several equal samples would tell nothing
+            return solver
+    if operator.linear:
+        return solvers.get("diffpir", steps=CALLS if calls is None else calls)
+    return solvers.get("dps", steps=100 if calls is None else calls)

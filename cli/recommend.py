@@ -1,0 +1,64 @@
+"""`invdiff solvers recommend`: which solver to take for an operator, a noise level and a budget."""
+
+from __future__ import annotations
+
+import click
+
+from . import options, tables
+
+EXAMPLES = """
+invdiff solvers recommend --operator gaussian_blur:sigma=2 --noise 0.05
+invdiff solvers recommend --operator inpaint:keep=0.3 --noise 0.01 --budget 100 --aim sample
+"""
+
+
+@click.command("recommend", cls=options.Command, epilog=EXAMPLES)
+@options.operator_option
+@click.option("--noise", metavar="SIGMA", required=True, help="Noise level sigma_y, [0, 1] units: 0.05 or 12.75/255.")
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    metavar="N",
+    help="Network calls for one sample.",
+)
+@click.option(
+    "--aim",
+    type=click.Choice(["psnr", "single", "sample"]),
+    default="psnr",
+    show_default=True,
+    help="psnr: the best estimate, a mean of samples; single: the best from one run; sample: the most truthful samples, "
+    "by CRPS.",
+)
+@click.option("--shape", metavar="CxHxW", default="3x96x96", show_default=True, help="Shape of the images.")
+@click.option("--all", "everything", is_flag=True, help="Every solver that was measured, not the best five.")
+def recommend(operator: str, noise: str, budget: int, aim: str, shape: str, everything: bool) -> None:
+    """The best solvers for a problem, as measured.
+
+    On photographs held back from the training of the shipped prior, with the nearest noise level and budget that were
+    measured. `restore --solver auto` takes the first line for the aim single, or psnr with several samples.
+    """
+    from invdiff.errors import UsageError
+    from invdiff.parameters import shape as read_shape
+    from invdiff.problem import check_noise, resolve_operator
+    from invdiff.solvers import recommendation
+
+    chosen = resolve_operator(operator)
+    try:
+        size = read_shape(shape)
+    except ValueError as error:
+        raise UsageError(f"--shape {shape!r}: {error}, such as 3x96x96") from None
+    found = recommendation.recommend(chosen, size, check_noise(noise), budget, aim)
+    if not found:
+        raise UsageError(
+            f"no solver was measured on operators such as {chosen}; `invdiff solvers list` shows what they need"
+        )
+    score = found[0][0]
+    click.echo(f"Measured on: {score.family}, noise {score.noise:g}, at most {score.budget} network calls\n")
+    rows = [
+        (solver.spec, str(solver.nfe), f"{score.gain:+.2f}", f"{score.single:+.2f}", f"{score.crps:.4f}")
+        for score, solver in (found if everything else found[:5])
+    ]
+    click.echo(tables.table(("solver", "calls", "PSNR gain, mean", "PSNR gain, one sample", "CRPS"), rows))
+    click.echo(f"\nExample: --solver {found[0][1].spec}")

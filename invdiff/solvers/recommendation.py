@@ -1,0 +1,135 @@
+"""Which solver for which problem: what was measured, not what was guessed.
+
+`recommendations.json` holds the scores of every solver on photographs held back from the training of the shipped prior, for
+each family of operators, noise level and number of network calls; `benchmarks/recommend.py` makes it. Three aims:
+
+    psnr      the largest gain in PSNR of the mean over a few samples: the estimate of least squared error
+    single    the largest gain in PSNR of one sample: an estimate at the cost of one run
+    sample    the least CRPS of several samples: the most truthful spread (`invdiff.evaluation.metrics.crps`)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from invdiff import solvers
+from invdiff.errors import UsageError, unknown
+from invdiff.operator import Operator, Shape
+from invdiff.solvers.base import Solver
+
+AIMS = ("psnr", "single", "sample")
+OTHER = "other"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One line of the table: a solver's spec on a family of operators at a noise level (sigma_y in [0, 1] units) with a
+    budget of network calls for one sample. gain: of PSNR over the measurement, by the mean of the samples, dB; single: by
+    one sample; crps: [0, 1] units; calls: used, at most budget."""
+
+    family: str
+    noise: float
+    budget: int
+    solver: str
+    calls: int
+    gain: float
+    single: float
+    crps: float
+
+    def rank(self, aim: str) -> float:
+        """Higher is better."""
+        return {"psnr": self.gain, "single": self.single, "sample": -self.crps}[aim]
+
+
+@cache
+def scores() -> tuple[Score, ...]:
+    """All that was measured."""
+    text = files("invdiff.solvers").joinpath("recommendations.json").read_text()
+    return tuple(Score(**line) for line in json.loads(text)["scores"])
+
+
+def family(operator: Operator, image_shape: Shape) -> str:
+    """The family of operators that this one is measured with: its own `family`, but "denoising" if A is an orthogonal map
+    times a number, so that every direction is measured with the same noise. image_shape: (C, H, W) of x."""
+    if operator.linear and operator.has_svd and operator.measured_count(image_shape) == math.prod(image_shape):
+        s = operator.svd(image_shape).singular_values
+        if float(s.min()) > 0.999 * float(s.max()):
+            return "denoising"
+    return operator.family if operator.linear else "nonlinear"
+
+
+def recommend(
+    operator: Operator, image_shape: Shape, noise: float, budget: int = 20, aim: str = "psnr"
+) -> list[tuple[Score, Solver]]:
+    """The solvers that can use the operator, best first, each with its score and ready to run with at most `budget` calls.
+
+    The scores are those of the nearest noise level that was measured (in ratio), and of the largest budget that was
+    measured and is not above this one, else the smallest. An operator of no measured family gets the mean over all.
+    Empty if nothing was measured that the operator allows.
+    Raises UsageError for an unknown aim, and a budget or noise that is not positive.
+    """
+    if aim not in AIMS:
+        raise unknown("aim", aim, AIMS)
+    if budget < 1:
+        raise UsageError(f"budget must be at least one network call, got {budget}")
+    if not noise > 0:
+        raise UsageError(f"noise must be more than 0, got {noise}")
+    kind = family(operator, image_shape)
+    table = [score for score in scores() if score.family == kind] or _averaged(kind)
+    table = _nearest(table, noise, budget)
+    able = []
+    for score in sorted(table, key=lambda score: -score.rank(aim)):
+        solver = within(score.solver, budget)
+        if solver is not None and not solver.missing(operator):
+            able.append((score, solver))
+    return able
+
+
+def within(spec: str, budget: int) -> Solver | None:
+    """The solver with as many steps as `budget` network calls pay for; None if they do not pay for one."""
+    solver = solvers.get(spec, steps=1)
+    if solver.nfe > budget:
+        return None
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if solvers.get(spec, steps=middle).nfe <= budget else (low, middle - 1)
+    return solvers.get(spec, steps=low)
+
+
+def _nearest(table: Iterable[Score], noise: float, budget: int) -> list[Score]:
+    table = list(table)
+    if not table:
+        return []
+    level = min({score.noise for score in table}, key=lambda value: abs(math.log(value / noise)))
+    table = [score for score in table if score.noise == level]
+    budgets = sorted({score.budget for score in table})
+    chosen = max((value for value in budgets if value <= budget), default=budgets[0])
+    return [score for score in table if score.budget == chosen]
+
+
+def _averaged(kind: str) -> list[Score]:
+    """For a linear operator of no measured family: the mean over the families, of the solvers measured in all of them."""
+    if kind == "nonlinear":
+        return []
+    cells: dict[tuple[float, int, str], list[Score]] = {}
+    for score in scores():
+        cells.setdefault((score.noise, score.budget, score.solver), []).append(score)
+    most = max(map(len, cells.values()), default=0)
+
+    def mean(name: str, lines: Iterable[Score]) -> float:
+        return sum(getattr(line, name) for line in lines) / most
+
+    return [
+        Score(
+            OTHER, noise, budget, solver, lines[0].calls,
+            mean("gain", lines), mean("single", lines), mean("crps", lines),
+        )
+        for (noise, budget, solver), lines in cells.items()
+        if len(lines) == most
+    ]  # fmt: skip

@@ -1,0 +1,165 @@
+"""Which solver is recommended: from a small table whose answers are known, and from the one that is shipped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import invdiff
+from invdiff import operators, solvers
+from invdiff.cli.main import main
+from invdiff.errors import UsageError
+from invdiff.priors.gaussian import GaussianPrior
+from invdiff.solvers import recommendation
+from invdiff.solvers.auto import choose
+from invdiff.solvers.recommendation import Score, family, recommend, within
+
+SHAPE = (1, 16, 16)
+TABLE = (
+    Score("blur", 0.01, 20, "diffpir", 20, 3.0, 10 - 3.0, 0.02),
+    Score("blur", 0.01, 20, "ddrm", 20, 2.0, 10 - 2.0, 0.01),
+    Score("blur", 0.1, 20, "diffpir", 20, 1.0, 10 - 1.0, 0.03),
+    Score("blur", 0.1, 20, "pigdm", 20, 1.5, 10 - 1.5, 0.04),
+    Score("blur", 0.1, 100, "dps", 100, 2.5, 10 - 2.5, 0.02),
+    Score("inpainting", 0.1, 20, "diffpir", 20, 9.0, 10 - 9.0, 0.02),
+    Score("inpainting", 0.1, 20, "ddrm", 20, 8.0, 10 - 8.0, 0.01),
+    Score("denoising", 0.1, 20, "ddnm", 20, 5.0, 10 - 5.0, 0.01),
+)
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommendation, "scores", lambda: TABLE)
+
+
+def names(spec: str, noise: float, budget: int = 20, aim: str = "psnr") -> list[str]:
+    return [solver.name for _, solver in recommend(operators.get(spec), SHAPE, noise, budget, aim)]
+
+
+def test_best_first_for_each_aim(table: None) -> None:
+    assert names("gaussian_blur:sigma=1", 0.01) == ["diffpir", "ddrm"]
+    assert names("gaussian_blur:sigma=1", 0.01, aim="sample") == ["ddrm", "diffpir"]
+    assert names("gaussian_blur:sigma=1", 0.01, aim="single") == ["ddrm", "diffpir"]
+    assert names("gaussian_blur:sigma=1", 0.1, aim="single") == ["diffpir", "pigdm"]
+
+
+@pytest.mark.parametrize(("noise", "first"), [(0.001, "diffpir"), (0.031, "diffpir"), (0.032, "pigdm"), (0.9, "pigdm")])
+def test_the_nearest_noise_level_in_ratio(table: None, noise: float, first: str) -> None:
+    assert names("gaussian_blur:sigma=1", noise)[0] == first
+
+
+def test_the_largest_budget_that_is_not_above(table: None) -> None:
+    assert names("gaussian_blur:sigma=1", 0.1, 99) == ["pigdm", "diffpir"]
+    assert names("gaussian_blur:sigma=1", 0.1, 100) == ["dps"]
+    assert names("gaussian_blur:sigma=1", 0.1, 3) == ["pigdm", "diffpir"]
+
+
+def test_what_the_operator_does_not_offer_is_left_out(table: None) -> None:
+    able = names("motion_blur:length=5,angle=30,boundary=zero", 0.01)
+    allowed = [
+        name for name in ("diffpir", "ddrm") if not solvers.get(name).missing(operators.get("motion_blur:length=5"))
+    ]
+    assert able == allowed and able
+
+
+def test_families() -> None:
+    of = {"identity": "denoising", "gaussian_blur:sigma=1": "blur", "downsample:factor=2": "downsampling"}
+    of |= {"inpaint:keep=0.5": "inpainting", "random_subsample:keep=0.5": "inpainting", "inpaint:keep=1": "denoising"}
+    for spec, expected in of.items():
+        assert family(operators.get(spec), SHAPE) == expected, spec
+    rotation = torch.linalg.qr(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))[0]
+    assert family(operators.Linear(rotation, shape=SHAPE), SHAPE) == "denoising"
+    assert family(operators.Linear(rotation[:100], shape=SHAPE), SHAPE) == "other"
+
+
+def test_an_operator_of_no_family_gets_the_mean_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the solvers that were measured in every family: one that was left out somewhere may not win by that."""
+    lines = [
+        ("blur", "diffpir", 1.0),
+        ("inpainting", "diffpir", 5.0),
+        ("blur", "pigdm", 2.0),
+        ("inpainting", "pigdm", 3.0),
+    ]
+    lines += [("inpainting", "dps", 99.0)]
+    scores = tuple(Score(kind, 0.1, 20, spec, 20, gain, gain / 2, 0.01) for kind, spec, gain in lines)
+    monkeypatch.setattr(recommendation, "scores", lambda: scores)
+    matrix = operators.Linear(torch.randn(9, 256, generator=torch.Generator().manual_seed(0)), shape=SHAPE)
+    found = recommend(matrix, SHAPE, 0.1)
+    assert [(score.solver, score.gain, score.single) for score, _ in found] == [
+        ("diffpir", 3.0, 1.5),
+        ("pigdm", 2.5, 1.25),
+    ]
+
+
+@pytest.mark.parametrize("name", solvers.names())
+@pytest.mark.parametrize("budget", [7, 20, 101])
+def test_a_budget_is_used_and_kept(name: str, budget: int) -> None:
+    solver = within(name, budget)
+    if solver is None:
+        assert solvers.get(name, steps=1).nfe > budget
+        return
+    assert solver.nfe <= budget < solvers.get(solver, steps=solver.steps + 1).nfe
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0.1, 0), "at least one network call, got 0"),
+        ((0.0, 20), "noise must be more than 0"),
+        ((0.1, 20, "best"), "'best'.*psnr"),
+    ],
+)
+def test_impossible_questions_are_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        recommend(operators.get("identity"), SHAPE, *arguments)
+
+
+def test_auto_takes_the_first(table: None) -> None:
+    blur = operators.get("gaussian_blur:sigma=1")
+    assert choose(blur, SHAPE, 0.1).spec == solvers.get("diffpir", steps=20).spec
+    assert choose(blur, SHAPE, 0.1, several=True).spec == solvers.get("pigdm", steps=20).spec
+    assert choose(blur, SHAPE, 0.1, 7, several=True).spec == solvers.get("pigdm", steps=7).spec
+    y = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    prior = GaussianPrior(torch.full(SHAPE, 0.5), 0.05)
+    assert invdiff.restore(y, blur, 0.1, prior=prior, steps=5).solver["name"] == "diffpir"
+    assert invdiff.restore(y, blur, 0.1, prior=prior, steps=5, samples=2).solver["name"] == "pigdm"
+    assert invdiff.restore(y, blur, 0.1, prior=prior, steps=5).nfe == 5
+
+
+def test_auto_takes_no_point_estimate_for_several_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [Score("blur", 0.1, 20, "dpir", 20, 9.0, 9.0, 0.01), Score("blur", 0.1, 20, "diffpir", 20, 8.0, 8.0, 0.02)]
+    monkeypatch.setattr(recommendation, "scores", lambda: tuple(lines))
+    blur = operators.get("gaussian_blur:sigma=1")
+    assert choose(blur, SHAPE, 0.1).name == "dpir" and choose(blur, SHAPE, 0.1, several=True).name == "diffpir"
+
+
+def test_auto_without_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommendation, "scores", lambda: ())
+    assert choose(operators.get("inpaint"), SHAPE, 0.1).name == "diffpir"
+
+
+def test_the_shipped_table_is_complete_and_true_to_the_registry() -> None:
+    scores = recommendation.scores()
+    cells = {(score.family, score.noise, score.budget) for score in scores}
+    assert {"denoising", "blur", "downsampling", "inpainting"} == {score.family for score in scores}
+    assert 20 in {score.budget for score in scores}
+    assert min(score.noise for score in scores) <= 0.01 and max(score.noise for score in scores) >= 0.2
+    for kind, noise, budget in cells:
+        specs = {s.solver for s in scores if (s.family, s.noise, s.budget) == (kind, noise, budget)}
+        assert {"diffpir", "dps", "pigdm"} <= specs, (kind, noise, budget)
+    for score in scores:
+        solver = within(score.solver, score.budget)
+        assert solver is not None and solver.nfe == score.calls <= score.budget, score
+
+
+def test_command() -> None:
+    run = CliRunner().invoke
+    result = run(main, ["solvers", "recommend", "--operator", "gaussian_blur:sigma=2", "--noise", "12.75/255"])
+    assert result.exit_code == 0, result.output
+    best = recommend(operators.get("gaussian_blur:sigma=2"), (3, 96, 96), 0.05)[0][1]
+    assert f"--solver {best.spec}" in result.output and "blur, noise 0.05" in result.output
+    more = run(main, ["solvers", "recommend", "--operator", "inpaint", "--noise", "0.05", "--all", "--aim", "sample"])
+    assert more.exit_code == 0 and len(more.output.splitlines()) > 7
+    wrong = run(main, ["solvers", "recommend", "--operator", "inpaint", "--noise", "0.05", "--shape", "3x"])
+    assert wrong.exit_code != 0
