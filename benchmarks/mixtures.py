@@ -134,6 +134,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, default=1000)
     parser.add_argument("--results", type=Path, default=Path("mixtures.jsonl"))
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--measured", action="store_true", help="make the table of what is in --results already")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.dimensions, arguments.problems = [8], 3
@@ -142,7 +143,7 @@ def main() -> None:
     if arguments.results.exists():
         lines = (json.loads(line) for line in arguments.results.read_text().splitlines() if line.strip())
         results = {line["key"]: line for line in lines}
-    for index in range(arguments.problems):
+    for index in range(0 if arguments.measured else arguments.problems):
         for d in arguments.dimensions:
             for dy in MEASURED:
                 for label in [FLOOR, *arguments.solvers]:
