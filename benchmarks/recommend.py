@@ -34,6 +34,7 @@ from invdiff.training.entries import find_entries
 FAMILIES = {
     "denoising": "identity",
     "blur": "gaussian_blur:sigma=2",
+    "motion": "motion_blur:length=9,angle=30,boundary=circular",
     "downsampling": "downsample:factor=4,kernel=bicubic",
     "inpainting": "inpaint:keep=0.3",
 }

@@ -80,9 +80,7 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
     metavar="E",
-    default=0.01,
-    show_default=True,
-    help="Standard error of the mean at which --samples auto stops, [0, 1] units.",
+    help="Standard error of the mean at which --samples auto stops, [0, 1] units.  [default: 0.01]",
 )
 @click.option(
     "--quantiles",
@@ -115,7 +113,7 @@ def restore(
     steps: int | None,
     hyperparameters: tuple[tuple[str, str], ...],
     samples: int | str,
-    tolerance: float,
+    tolerance: float | None,
     quantiles: tuple[float, ...] | None,
     seed: int,
     reference: str | None,
@@ -141,6 +139,8 @@ def restore(
     from invdiff.problem import resolve_operator
     from invdiff.restoration import default_batch_size, resolve_prior
 
+    if tolerance is not None and samples != "auto":
+        raise click.UsageError("--tolerance is for --samples auto; add that, or leave it out.")
     if quantiles and samples == 1:
         raise click.UsageError("--quantiles needs more than one sample: add --samples 16, or auto.")
     depth = int(bits) if bits else None
@@ -171,7 +171,7 @@ def restore(
         solver=method,
         hyperparameters=extra,
         samples=samples,
-        tolerance=tolerance,
+        tolerance=tolerance or 0.01,
         quantiles=quantiles or (),
         seed=seed,
         bits=depth,

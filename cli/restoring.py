@@ -293,8 +293,10 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
         click.echo(f"{' ' * len(str(job.target))}  {comparison}")
     if len(samples) > 1:
         error = float((samples.var(0).mean() / len(samples)).sqrt())
+        # Particles of one run depend on each other.
+        known = "" if "particles" in solution.solver else f", standard error {error:.4f}"
         click.echo(
-            f"{' ' * len(str(job.target))}  mean of {len(samples)} samples (best PSNR), standard error {error:.4f}; "
+            f"{' ' * len(str(job.target))}  mean of {len(samples)} samples (best PSNR){known}; "
             f"single samples (look real): {job.companion('-sample-1')}, ..."
         )
         if settings.samples == "auto" and error > settings.tolerance:

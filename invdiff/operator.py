@@ -38,7 +38,8 @@ class Operator:
     name: ClassVar[str] = "operator"
     linear: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
-    # What kind of loss it is, for the choice of a solver: "blur", "downsampling", "inpainting", or "other".
+    # What kind of loss it is, for the choice of a solver: "blur" (smooth kernels), "motion" (others),
+    # "downsampling", "inpainting", or "other".
     family: ClassVar[str] = "other"
     # True if U^T U = I even where s = 0: then the adjoint has a decomposition too.
     orthonormal_U: ClassVar[bool] = False

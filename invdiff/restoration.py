@@ -85,6 +85,11 @@ def restore(
     chosen.check(problem.operator)
     prior.check_shape(problem.image_shape)
     count = check_samples(samples)
+    if count is None and chosen.population > 1:
+        raise UsageError(
+            f"samples='auto' needs independent samples, but the {chosen.population} particles of a {chosen.name} run depend "
+            "on each other; give a number of samples"
+        )
     if not 0 < tolerance < float("inf"):
         raise UsageError(f"tolerance must be more than 0, in [0, 1] units, got {tolerance}")
     size = default_batch_size(prior.device) if batch_size is None else batch_size
@@ -96,10 +101,9 @@ def restore(
     if count is not None:
         drawn = runs.draw(-(-count // chosen.population), progress)[:count]
     else:
-        at_once = -(-FIRST_SAMPLES // chosen.population)
-        drawn = runs.draw(at_once, progress)
+        drawn = runs.draw(FIRST_SAMPLES, progress)
         while len(drawn) < MOST_SAMPLES and float(standard_error(drawn).max()) > tolerance:
-            drawn = runs.draw(at_once, progress)
+            drawn = runs.draw(FIRST_SAMPLES, progress)
     residual = torch.stack([problem.residual(sample) for sample in drawn])
     return Solution(
         samples=drawn,

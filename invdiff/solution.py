@@ -75,6 +75,13 @@ class Solution:
             "nfe": self.nfe,
             "seconds": round(self.seconds, 3),
             "residual": [round(float(value), 5) for value in self.residual[:, image]],
+            "diagnostics": {
+                name: {
+                    "least": round(float(values[:, image].min()), 3),
+                    "last": round(float(values[:, image, -1].min()), 3),
+                }
+                for name, values in self.diagnostics.items()
+            },
             "versions": self.versions,
         }
 

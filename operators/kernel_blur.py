@@ -31,6 +31,7 @@ class KernelBlur(Filter):
     """
 
     name: ClassVar[str] = "kernel_blur"
+    family: ClassVar[str] = "motion"
 
     kernel: str | np.ndarray = parameter(kind=file_or_array, help="kernel: .npz, .npy or picture file, tensor or array")
     key: str | None = parameter(None, kind=str, help="which array of an .npz file that holds several")

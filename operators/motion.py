@@ -31,6 +31,7 @@ class MotionBlur(Filter):
     """
 
     name: ClassVar[str] = "motion_blur"
+    family: ClassVar[str] = "motion"
     _smaller: ClassVar[str] = "lower length"
 
     length: float = parameter(15.0, unit="px", above=0, high=4096, help="length of the path")

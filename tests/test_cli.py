@@ -618,6 +618,8 @@ def test_automatic_number_of_samples(folder: Path, prior: Path) -> None:
         (["--samples", "4", "--quantiles", "0.5,0.5"], "different numbers"),
         (["--quantiles", "0.5"], "needs more than one sample"),
         (["--samples", "auto", "--tolerance", "0"], "x>0"),
+        (["--samples", "2", "--tolerance", "0.1"], "--tolerance is for --samples auto"),
+        (["--samples", "auto", "--solver", "tds:particles=4"], "depend on each other; give a number"),
     ],
 )
 def test_impossible_samples_are_refused(folder: Path, prior: Path, options: list, message: str) -> None:

@@ -24,6 +24,8 @@ TABLE = (
     Score("blur", 0.1, 100, "dps", 100, 2.5, 10 - 2.5, 0.02),
     Score("inpainting", 0.1, 20, "diffpir", 20, 9.0, 10 - 9.0, 0.02),
     Score("inpainting", 0.1, 20, "ddrm", 20, 8.0, 10 - 8.0, 0.01),
+    Score("motion", 0.01, 20, "repaint", 20, 5.0, 5.0, 0.01),
+    Score("motion", 0.01, 20, "diffpir", 20, 4.0, 6.0, 0.02),
     Score("denoising", 0.1, 20, "ddnm", 20, 5.0, 10 - 5.0, 0.01),
 )
 
@@ -56,16 +58,18 @@ def test_the_largest_budget_that_is_not_above(table: None) -> None:
 
 
 def test_what_the_operator_does_not_offer_is_left_out(table: None) -> None:
-    able = names("motion_blur:length=5,angle=30,boundary=zero", 0.01)
-    allowed = [
-        name for name in ("diffpir", "ddrm") if not solvers.get(name).missing(operators.get("motion_blur:length=5"))
-    ]
-    assert able == allowed and able
+    assert names("motion_blur:length=5,angle=30,boundary=circular", 0.01) == ["repaint", "diffpir"]
+    assert names("motion_blur:length=5,angle=30,boundary=zero", 0.01) == ["diffpir"]  # no decomposition
 
 
 def test_families() -> None:
     of = {"identity": "denoising", "gaussian_blur:sigma=1": "blur", "downsample:factor=2": "downsampling"}
-    of |= {"inpaint:keep=0.5": "inpainting", "random_subsample:keep=0.5": "inpainting", "inpaint:keep=1": "denoising"}
+    of |= {
+        "motion_blur:length=5": "motion",
+        "inpaint:keep=0.5": "inpainting",
+        "random_subsample:keep=0.5": "inpainting",
+        "inpaint:keep=1": "denoising",
+    }
     for spec, expected in of.items():
         assert family(operators.get(spec), SHAPE) == expected, spec
     rotation = torch.linalg.qr(torch.randn(256, 256, generator=torch.Generator().manual_seed(0)))[0]
@@ -142,7 +146,7 @@ def test_auto_without_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_shipped_table_is_complete_and_true_to_the_registry() -> None:
     scores = recommendation.scores()
     cells = {(score.family, score.noise, score.budget) for score in scores}
-    assert {"denoising", "blur", "downsampling", "inpainting"} == {score.family for score in scores}
+    assert {"denoising", "blur", "motion", "downsampling", "inpainting"} == {score.family for score in scores}
     assert 20 in {score.budget for score in scores}
     assert min(score.noise for score in scores) <= 0.01 and max(score.noise for score in scores) >= 0.2
     for kind, noise, budget in cells:
