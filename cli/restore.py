@@ -137,7 +137,7 @@ def restore(
     """
     from invdiff.noise import noise_model
     from invdiff.problem import resolve_operator
-    from invdiff.restoration import default_batch_size, resolve_prior
+    from invdiff.restoration import TOLERANCE, default_batch_size, resolve_prior
 
     if tolerance is not None and samples != "auto":
         raise click.UsageError("--tolerance is for --samples auto; add that, or leave it out.")
@@ -171,7 +171,7 @@ def restore(
         solver=method,
         hyperparameters=extra,
         samples=samples,
-        tolerance=tolerance or 0.01,
+        tolerance=TOLERANCE if tolerance is None else tolerance,
         quantiles=quantiles or (),
         seed=seed,
         bits=depth,

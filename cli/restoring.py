@@ -268,6 +268,7 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
 
     from invdiff.images import fit_channels
     from invdiff.problem import Problem
+    from invdiff.solution import standard_error
 
     job = measurement.job
     samples, residual, y = solution.samples[:, index], solution.residual[:, index], measurement.y
@@ -292,7 +293,7 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
     if comparison:
         click.echo(f"{' ' * len(str(job.target))}  {comparison}")
     if len(samples) > 1:
-        error = float((samples.var(0).mean() / len(samples)).sqrt())
+        error = float(standard_error(samples[:, None]))
         # Particles of one run depend on each other.
         known = "" if "particles" in solution.solver else f", standard error {error:.4f}"
         click.echo(

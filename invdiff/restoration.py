@@ -15,9 +15,14 @@ from invdiff.parameters import whole
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem, check_images, resolve_operator
 from invdiff.sampling import Noise, State, generator, run
-from invdiff.solution import Solution
+from invdiff.solution import Solution, standard_error
 from invdiff.solvers.auto import choose
 from invdiff.solvers.base import Solver
+
+FIRST_SAMPLES, MOST_SAMPLES = 4, 64
+"""samples="auto" draws as many at a time, and no more than that in all."""
+TOLERANCE = 0.01
+"""The standard error at which it stops, where the user gives none, in [0, 1] units."""
 
 
 def degrade(
@@ -50,7 +55,7 @@ def restore(
     samples: int | str = 1,
     seed: int = 0,
     *,
-    tolerance: float = 0.01,
+    tolerance: float = TOLERANCE,
     batch_size: int | None = None,
     ids: Sequence[str | int] | None = None,
     device: str = "auto",
@@ -104,7 +109,8 @@ def restore(
         drawn = runs.draw(FIRST_SAMPLES, progress)
         while len(drawn) < MOST_SAMPLES and float(standard_error(drawn).max()) > tolerance:
             drawn = runs.draw(FIRST_SAMPLES, progress)
-    residual = torch.stack([problem.residual(sample) for sample in drawn])
+    white = problem.whitened()  # once for all samples
+    residual = torch.stack([white.residual(sample) for sample in drawn])
     return Solution(
         samples=drawn,
         residual=residual,
@@ -120,10 +126,6 @@ def restore(
     )
 
 
-FIRST_SAMPLES, MOST_SAMPLES = 4, 64
-"""samples="auto" draws as many at a time, and no more than that in all."""
-
-
 def check_samples(samples: int | str) -> int | None:
     """The number of samples, or None for "auto". Raises UsageError for anything else."""
     if samples == "auto":
@@ -131,11 +133,6 @@ def check_samples(samples: int | str) -> int | None:
     if isinstance(samples, str) or int(samples) != samples or samples < 1:
         raise UsageError(f'samples must be a whole number of at least 1, or "auto", got {samples!r}')
     return int(samples)
-
-
-def standard_error(samples: torch.Tensor) -> torch.Tensor:
-    """Of the mean over samples (n, B, ...), n > 1: the root mean square over the pixels of each image, (B,)."""
-    return (samples.var(0) / len(samples)).flatten(1).mean(1).sqrt()
 
 
 class _Runs:

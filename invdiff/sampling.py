@@ -13,7 +13,7 @@ import torch
 
 from invdiff.errors import NumericalError, UsageError, unknown
 from invdiff.operator import Shape
-from invdiff.priors.base import Prior, Sigma
+from invdiff.priors.base import Prior, Sigma, WrappedPrior
 from invdiff.problem import Problem
 from invdiff.schedule import Schedule
 
@@ -88,27 +88,18 @@ def noise_levels(
     return [sigma_max, *levels[1:-1], sigma_min] if steps > 1 else [sigma_max]
 
 
-class CountedPrior(Prior):
+class CountedPrior(WrappedPrior):
     """A prior that counts its calls: the number of function evaluations (NFE) for each of `rows` samples."""
 
     def __init__(self, prior: Prior, rows: int = 1) -> None:
-        self.prior, self.rows = prior, rows
-        self.channels = prior.channels
-        self.sigma_max, self.sigma_start, self.sigma_min = prior.sigma_max, prior.sigma_start, prior.sigma_min
+        super().__init__(prior)
+        self.rows = rows
         self.images = 0
 
     @property
     def calls(self) -> int:
         """Network calls for each sample, on average, rounded up: all particles of a population count."""
         return -(-self.images // self.rows)
-
-    @property
-    def schedule(self) -> Schedule | None:
-        return getattr(self.prior, "schedule", None)
-
-    @property
-    def device(self) -> torch.device:
-        return self.prior.device
 
     @property
     def can_sample(self) -> bool:  # type: ignore[override]

@@ -51,9 +51,7 @@ class Solution:
     @cached_property
     def standard_error(self) -> torch.Tensor:
         """Of the mean, (B,), in [0, 1] units: root mean square over the pixels of std / sqrt(n); NaN for one sample."""
-        n = len(self.samples)
-        spread = self.std.square().flatten(1).mean(1).sqrt() / n**0.5
-        return spread if n > 1 else spread * float("nan")
+        return standard_error(self.samples)
 
     def quantile(self, q: float) -> torch.Tensor:
         """The q-quantile over the samples at every pixel, (B, C, H, W). Raises as `quantile`."""
@@ -106,6 +104,13 @@ class Solution:
                 residual=self.residual.cpu().numpy(),
                 provenance=np.array(records),
             )
+
+
+def standard_error(samples: torch.Tensor) -> torch.Tensor:
+    """Of the mean over samples (n, B, ...): the root mean square over the pixels of each image, (B,); NaN for n = 1."""
+    if len(samples) == 1:
+        return samples[0].flatten(1).mean(1) * float("nan")
+    return (samples.var(0) / len(samples)).flatten(1).mean(1).sqrt()
 
 
 def quantile(samples: torch.Tensor, q: float) -> torch.Tensor:

@@ -189,12 +189,18 @@ def combine(
     return values.reshape(-1, *shape), error
 
 
+def dense_matrix(operator: Operator, shape: Shape) -> torch.Tensor:
+    """A as a matrix (m, n) on flattened images of this shape, float64."""
+    units = torch.eye(math.prod(shape), dtype=torch.float64)
+    with torch.no_grad():
+        columns = [operator.A(part.reshape(-1, *shape)).flatten(1) for part in units.split(128)]
+    return torch.cat(columns).mT.contiguous()
+
+
 def dense_svd(operator: Operator, shape: Shape) -> SVD:
     """The decomposition of A as a matrix, from A applied to every unit image of this shape, in float64."""
-    n, out = math.prod(shape), operator.measurement_shape(shape)
-    units = torch.eye(n, dtype=torch.float64)
-    columns = torch.cat([operator.A(part.reshape(-1, *shape)).flatten(1) for part in units.split(128)])
-    left, s, right = torch.linalg.svd(columns.mT, full_matrices=False)
+    out = operator.measurement_shape(shape)
+    left, s, right = torch.linalg.svd(dense_matrix(operator, shape), full_matrices=False)
     return SVD(
         s,
         U=lambda c: (c @ left.mT.to(c)).reshape(-1, *out),

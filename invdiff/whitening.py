@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.linalg import over
 from invdiff.noise import NoiseModel
 from invdiff.operator import Map, Operator, Shape
 
@@ -114,7 +115,7 @@ def local_deviation(noise: NoiseModel, y: torch.Tensor, mask: torch.Tensor | Non
     """sigma_i, as far as y (B, *measurement shape) tells: from the mean of the measured neighbours in pictures (C, H, W),
     from the mean of all of y otherwise. mask: 1 where y is measured. Where nothing is, any positive number."""
     if y.ndim != 4:
-        return average_deviation(noise, y, mask).reshape(-1, *([1] * (y.ndim - 1))).expand_as(y)
+        return over(average_deviation(noise, y, mask), y).expand_as(y)
     ones = torch.ones_like(y) if mask is None else mask.to(y).expand_as(y)
 
     def mean(values: torch.Tensor) -> torch.Tensor:

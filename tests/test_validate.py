@@ -32,6 +32,7 @@ from invdiff.priors.mixture import GaussianMixturePrior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise, generator
 from invdiff.solvers.base import Move, Solver
+from invdiff.spectral import dense_matrix
 
 COUNT = 800
 
@@ -143,7 +144,7 @@ def test_directions_are_those_that_y_tells_of() -> None:
 def test_the_posterior_is_the_one_of_the_measurement(spec: str) -> None:
     """Against dense numpy: mu + C A^T (A C A^T + sigma_y^2 I)^-1 (y - A mu), also where pixels are masked."""
     problem = gaussian_case(spec, 3, 10, 50).make()[0]
-    A = problems.dense(problem.problem.operator, problem.prior.shape).numpy()
+    A = dense_matrix(problem.problem.operator, problem.prior.shape).numpy()
     mu, C = problem.prior.mean().flatten().numpy(), problem.prior.covariance().numpy()
     y = problem.problem.y.flatten().numpy()
     gain = C @ A.T @ np.linalg.inv(A @ C @ A.T + problem.problem.sigma_y**2 * np.eye(len(A)))

@@ -11,6 +11,8 @@ from invdiff.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from invdiff.schedule import Schedule
+
 Sigma = float | torch.Tensor
 
 
@@ -91,3 +93,20 @@ class Prior:
                 f"this prior is for images of {self.channels} channel(s), the image has {shape[0]}; "
                 "convert it, or choose a prior trained for it"
             )
+
+
+class WrappedPrior(Prior):
+    """A prior that answers in the place of another, with its levels, schedule, channels and device."""
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.channels = prior.channels
+        self.sigma_max, self.sigma_start, self.sigma_min = prior.sigma_max, prior.sigma_start, prior.sigma_min
+
+    @property
+    def schedule(self) -> Schedule | None:
+        return getattr(self.prior, "schedule", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device

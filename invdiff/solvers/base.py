@@ -17,7 +17,7 @@ import torch
 from invdiff.errors import UsageError
 from invdiff.operator import Operator
 from invdiff.parameters import Method, parameter, whole
-from invdiff.priors.base import Prior, Sigma
+from invdiff.priors.base import Prior, Sigma, WrappedPrior
 from invdiff.problem import Problem
 from invdiff.sampling import SPACINGS, Noise, noise_levels
 from invdiff.schedule import Schedule
@@ -110,8 +110,16 @@ class Solver(Method):
             raise UsageError(f"{self.name}: sigma_min={self.sigma_min} is above sigma_max={self.sigma_max}")
 
     def correction(self, problem: Problem, prior: Prior) -> Correction:
-        """The function (x, sigma, next_sigma) -> Estimate for this problem; prepares what does not change in the loop."""
-        raise NotImplementedError
+        """The function (x, sigma, next_sigma) -> Estimate for this problem; prepares what does not change in the loop.
+
+        Default: the plain denoiser, for methods that are a transition alone.
+        """
+
+        def denoised(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
+            clean = prior.denoise(x, sigma)
+            return Estimate(clean, clean)
+
+        return denoised
 
     def step(self, problem: Problem) -> Transition:
         """The paper's transition: the function (x, estimate, sigma, next_sigma, noise) -> x at next_sigma."""
@@ -192,22 +200,27 @@ class Solver(Method):
         prior: x_0 + sigma z with x_0 drawn from the prior: exact, where the noise does not drown the prior's moments.
         """
         z = noise()
-        middle = torch.full_like(z, 0.5)
         if self.initial == "noise":
-            return middle + (sigma**2 + 0.25) ** 0.5 * z
+            return self.middle(problem) + (sigma**2 + 0.25) ** 0.5 * z
         if self.initial == "prior":
-            return self._draw_prior(prior, noise).to(z) + sigma * z
-        if problem.operator.linear:
-            middle = problem.operator.prox_l2(middle, problem.y, (0.5 / problem.sigma_y) ** 2)
-        return middle + sigma * z
+            return self.draw_prior(prior, noise).to(z) + sigma * z
+        return self.middle(problem) + sigma * z
 
-    def _draw_prior(self, prior: Prior, noise: Noise) -> torch.Tensor:
+    def middle(self, problem: Problem) -> torch.Tensor:
+        """The centre (B, *image shape) of the first level, where it is not drawn: see `start`."""
+        grey = problem.y.new_full((len(problem.y), *problem.image_shape), 0.5)
+        if self.initial == "measurement" and problem.operator.linear:
+            return problem.operator.prox_l2(grey, problem.y, (0.5 / problem.sigma_y) ** 2)
+        return grey
+
+    def draw_prior(self, prior: Prior, noise: Noise, count: int = 1) -> torch.Tensor:
+        """`count` draws of x_0 for each row, (B count, *image shape). Raises UsageError if the prior has none."""
         if not prior.can_sample:
             raise UsageError(
                 f"{self.name}: initial=prior needs a prior that can be sampled directly, such as a GaussianMixturePrior; "
                 "leave it out or take initial=noise"
             )
-        return noise.sample(prior.sample)
+        return noise.sample(prior.sample, count)
 
     def missing(self, operator: Operator) -> list[str]:
         """The needs that an operator does not meet."""
@@ -232,22 +245,13 @@ class Solver(Method):
             )
 
 
-class ConditionalPrior(Prior):
+class ConditionalPrior(WrappedPrior):
     """p(x_0 | y) as a prior: its denoiser is a correction's E[x_0 | x, y]. Remembers what it answered last."""
 
     def __init__(self, prior: Prior, correction: Correction) -> None:
-        self.prior, self.correction = prior, correction
-        self.channels = prior.channels
-        self.sigma_max, self.sigma_start, self.sigma_min = prior.sigma_max, prior.sigma_start, prior.sigma_min
+        super().__init__(prior)
+        self.correction = correction
         self.clean = self.mean = torch.empty(0)
-
-    @property
-    def schedule(self) -> Schedule | None:
-        return getattr(self.prior, "schedule", None)
-
-    @property
-    def device(self) -> torch.device:
-        return self.prior.device
 
     def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         estimate = self.correction(x, float(sigma), float(sigma))

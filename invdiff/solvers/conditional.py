@@ -26,7 +26,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot
+from invdiff.linalg import dot, over
 from invdiff.operator import Operator
 from invdiff.parameters import parameter, whole
 from invdiff.problem import Problem
@@ -105,7 +105,7 @@ def squared_norm(A: Operator, x: torch.Tensor, u: torch.Tensor) -> tuple[torch.T
     h = PROBE * u[0].numel() ** 0.5
     image = (A.A(x + h * u) - A.A(x)) / h
     square = dot(image, image)
-    return square.reshape(-1, *([1] * (x.ndim - 1))), A.A_vjp(x, image)
+    return over(square, x), A.A_vjp(x, image)
 
 
 def inner_levels(sigma: float, calls: int) -> list[float]:

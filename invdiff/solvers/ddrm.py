@@ -25,7 +25,7 @@ from invdiff.parameters import parameter, whole
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
+from invdiff.solvers.base import Estimate, Solver, Transition
 from invdiff.spectral import ITERATIONS, spectral
 
 
@@ -39,13 +39,6 @@ class DDRM(Solver):
     eta: float = parameter(0.85, low=0, high=1, help="share of fresh noise where the measurement is noisier than x")
     eta_b: float = parameter(1.0, low=0, high=1, help="weight of the measurement where it is cleaner than x")
     iterations: int = parameter(ITERATIONS, kind=whole, low=1, help="of Lanczos, for operators without a decomposition")
-
-    def correction(self, problem: Problem, prior: Prior) -> Correction:
-        def denoised(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
-            clean = prior.denoise(x, sigma)
-            return Estimate(clean, clean)
-
-        return denoised
 
     def start(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> torch.Tensor:
         if self.initial != "measurement":

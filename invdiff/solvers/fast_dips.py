@@ -33,7 +33,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot
+from invdiff.linalg import dot, over
 from invdiff.parameters import parameter, whole
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
@@ -103,7 +103,7 @@ def _descend(
     curvature = trust * slope + rho * dot(Hg, Hg).reshape(slope.shape)
     alpha = slope / torch.where(curvature > 0, curvature, torch.ones_like(curvature))
     if A.linear:
-        return x - alpha * g, image - alpha.reshape(-1, *([1] * (image.ndim - 1))) * Hg
+        return x - alpha * g, image - over(alpha, image) * Hg
 
     def objective(x: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         fit = dot(image - target, image - target).reshape(slope.shape)

@@ -29,10 +29,9 @@ from typing import ClassVar
 import torch
 
 from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
+from invdiff.solvers.base import Estimate, Solver, Transition
 from invdiff.solvers.transitions import DDIM
 
 
@@ -45,21 +44,19 @@ class ILVR(Solver):
 
     weight: float = parameter(1.0, above=0, help="trust in the measurement; 1 weighs it by its noise")
 
-    def correction(self, problem: Problem, prior: Prior) -> Correction:
-        def denoised(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
-            clean = prior.denoise(x, sigma)
-            return Estimate(clean, clean)
-
-        return denoised
-
     def step(self, problem: Problem) -> Transition:
-        ancestral = DDIM(1.0)
+        return refined(problem, self.weight)
 
-        def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
-            moved = ancestral(x, estimate, sigma, next_sigma, noise)
-            return refine(problem, moved, next_sigma, self.weight * renewed(sigma, next_sigma), noise)
 
-        return step
+def refined(problem: Problem, weight: float) -> Transition:
+    """The ancestral step, and what is measured replaced after it. weight: trust in the measurement."""
+    ancestral = DDIM(1.0)
+
+    def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
+        moved = ancestral(x, estimate, sigma, next_sigma, noise)
+        return refine(problem, moved, next_sigma, weight * renewed(sigma, next_sigma), noise)
+
+    return step
 
 
 def refine(problem: Problem, x: torch.Tensor, sigma: float, weight: float, noise: Noise) -> torch.Tensor:

@@ -30,10 +30,8 @@ from invdiff.linalg import dot, over
 from invdiff.parameters import parameter
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
-from invdiff.sampling import Noise
 from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp, root_abar
-from invdiff.solvers.ilvr import refine, renewed
-from invdiff.solvers.transitions import DDIM
+from invdiff.solvers.ilvr import refined
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,4 @@ class MCG(Solver):
         return guided
 
     def step(self, problem: Problem) -> Transition:
-        ancestral = DDIM(1.0)
-
-        def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
-            moved = ancestral(x, estimate, sigma, next_sigma, noise)
-            return refine(problem, moved, next_sigma, self.trust * renewed(sigma, next_sigma), noise)
-
-        return step
+        return refined(problem, self.trust)

@@ -48,7 +48,7 @@ import torch
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise, noise_levels
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition, spectral_measurement
+from invdiff.solvers.base import Estimate, Solver, Transition, spectral_measurement
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,6 @@ class MeasurementSDE(Solver):
         below = torch.lerp(middle_bar, y_bar, share) + (share * (tau**2 - sigma**2).clamp(min=0)).sqrt() * z_bar
         known = torch.where(tau <= sigma, entered, below)
         return x + svd.V(torch.where(measured, known - svd.V_adjoint(x), 0.0))
-
-    def correction(self, problem: Problem, prior: Prior) -> Correction:
-        def denoised(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
-            clean = prior.denoise(x, sigma)
-            return Estimate(clean, clean)
-
-        return denoised
 
     def step(self, problem: Problem) -> Transition:
         svd = problem.operator.svd(problem.image_shape)

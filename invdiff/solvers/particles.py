@@ -172,16 +172,10 @@ class ParticleSolver(Solver):
 
     def _centres(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> tuple[torch.Tensor, float]:
         """The centres (B N, *image shape) and the variance of the first level's law, as `initial` says (`Solver.start`)."""
-        middle = problem.y.new_full((len(problem.y), *problem.image_shape), 0.5)
         if self.initial == "prior":
-            if not prior.can_sample:
-                self._draw_prior(prior, noise)  # refuses
-            return noise.sample(prior.sample, self.particles).to(middle), sigma**2
-        if self.initial == "noise":
-            return middle.repeat_interleave(self.particles, 0), sigma**2 + 0.25
-        if problem.operator.linear:
-            middle = problem.operator.prox_l2(middle, problem.y, (0.5 / problem.sigma_y) ** 2)
-        return middle.repeat_interleave(self.particles, 0), sigma**2
+            return self.draw_prior(prior, noise, self.particles).to(problem.y), sigma**2
+        centres = self.middle(problem).repeat_interleave(self.particles, 0)
+        return centres, sigma**2 + (0.25 if self.initial == "noise" else 0.0)
 
     def check_memory(self, problem: Problem) -> None:
         """Raise UsageError, saying how many would fit, if the particles do not fit into the free memory."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from invdiff.evaluation import mixtures
-from invdiff.evaluation.exactness.problems import MIXTURE, Case, ExactProblem, dense
+from invdiff.evaluation.exactness.problems import MIXTURE, Case, ExactProblem
+from invdiff.spectral import dense_matrix
 
 _FIRST, _LAST = mixtures.log_levels(2)
 # Where a method has a parameter for the deviation of the data, or of a mode of it, it is told: 1 for every component.
@@ -19,7 +20,7 @@ START = {"initial": "prior", "sigma_max": _FIRST, "sigma_min": _LAST, "data_std"
 def mixture_problem(d: int, dy: int, index: int) -> ExactProblem:
     """Problem number `index` of the cell (d, dy); the same for every number of steps."""
     found = mixtures.mixture_problem(d, dy, index)
-    matrix = dense(found.problem.operator, found.problem.image_shape)
+    matrix = dense_matrix(found.problem.operator, found.problem.image_shape)
     return ExactProblem(found.name, found.problem, found.prior, found.posterior, matrix, mixtures.UNIT)
 
 

@@ -18,6 +18,7 @@ from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
 from invdiff.problem import Problem
 from invdiff.sampling import generator
+from invdiff.spectral import dense_matrix
 
 GAUSSIAN, MIXTURE, TOYS = "gaussian", "mixture", "toys"
 FAMILIES = (GAUSSIAN, MIXTURE, TOYS)
@@ -87,7 +88,7 @@ def exact_problem(
     """From an operator, a prior for its images and one y (1, *measurement shape)."""
     shape = prior.shape
     problem = Problem(operator, y, sigma_y, shape)
-    matrix = dense(operator, shape)
+    matrix = dense_matrix(operator, shape)
     observed = operator.observed(shape)
     y = problem.y.flatten()
     if observed is not None:
@@ -96,13 +97,6 @@ def exact_problem(
         kept = observed.expand(1, *operator.measurement_shape(shape)).flatten() > 0
         matrix, y = matrix[kept], y[kept]
     return ExactProblem(name, problem, prior, prior.posterior(matrix, y, sigma_y), matrix)
-
-
-def dense(operator: Operator, shape: Shape) -> torch.Tensor:
-    """A as a matrix (m, n) on flattened images, float64."""
-    basis = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
-    with torch.no_grad():
-        return operator.A(basis).flatten(1).mT.contiguous()
 
 
 # Each with its defaults, but as small as an image of 8 x 8 pixels needs; a name alone stands for this spec.
