@@ -154,9 +154,15 @@ def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
 
 
 def read_by(operator: Operator) -> list[Path]:
-    """The files among an operator's parameters, such as a mask."""
-    parameters = operator.settings()["parameters"].values()
-    return [Path(value) for value in parameters if isinstance(value, str) and Path(value).is_file()]
+    """The files among the parameters of an operator and of those that it is made of, such as a mask."""
+
+    def files(settings: dict[str, Any]) -> list[Path]:
+        own = [Path(value) for value in settings["parameters"].values() if isinstance(value, str)]
+        return [path for path in own if path.is_file()] + [
+            path for one in settings.get("of", ()) for path in files(one)
+        ]
+
+    return files(operator.settings())
 
 
 def _refuse_shared(jobs: Sequence[Job]) -> None:

@@ -11,6 +11,9 @@ from . import options, tables
 EXAMPLES = """
 invdiff operators list
 invdiff operators show gaussian_blur
+
+# a chain: the links act from left to right
+invdiff operators show 'gaussian_blur:sigma=1 | downsample:factor=4'
 """
 
 
@@ -39,10 +42,13 @@ def list_operators() -> None:
 @click.command("show", cls=options.Command, epilog="invdiff operators show gaussian_blur")
 @click.argument("name")
 def show_operator(name: str) -> None:
-    """What an operator computes, its parameters, and the solvers that can use it."""
+    """What an operator computes, its parameters, and the solvers that can use it; of a chain "a | b", what links it has."""
     from invdiff.operators import REGISTRY
-    from invdiff.parameters import declarations, parse_spec
+    from invdiff.parameters import declarations, parse_spec, split_links
 
+    if len(split_links(name)) > 1:
+        show_chain(name)
+        return
     name, _ = parse_spec(name)
     cls = REGISTRY[name]
     able, dependent = solvers_for(cls)
@@ -58,6 +64,24 @@ def show_operator(name: str) -> None:
     more = "; others depending on its parameters" if dependent else ""
     click.echo(f"Works with the solvers: {', '.join(able) or 'none'}{more}")
     click.echo(f"\nExample: --operator {tables.example(name, declarations(cls))}")
+
+
+def show_chain(spec: str) -> None:
+    """The links of "a | b" in the order in which they act, what the whole offers, and the solvers that can use it."""
+    from invdiff import operators, solvers
+
+    chain = operators.get(spec)
+    rows = [(one["spec"], tables.first_line(operators.REGISTRY[one["name"]])) for one in chain.settings()["of"]]
+    click.echo(f"{chain}\n")
+    click.echo(tables.table(("link", "what it does"), rows))
+    offers = {
+        "linear": chain.linear,
+        "differentiable": chain.differentiable,
+        "singular value decomposition": chain.has_svd,
+    }
+    words = [text if value else f"not {text}" for text, value in offers.items()]
+    able = [name for name in solvers.names() if not solvers.get(name).missing(chain)]
+    click.echo(f"\nProperties: {', '.join(words)}\nWorks with the solvers: {', '.join(able) or 'none'}")
 
 
 def has_svd(cls: Any) -> bool | None:

@@ -180,7 +180,7 @@ operator_option = click.option(
     "--operator",
     metavar="SPEC",
     required=True,
-    help="Forward operator A: NAME or NAME:key=value,... (`invdiff operators list`).",
+    help="Forward operator A: NAME or NAME:key=value,... (`invdiff operators list`); 'A | B' is A and then B.",
 )
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the random numbers (0 is a seed)."

@@ -190,6 +190,18 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
     return name, values
 
 
+def split_links(text: str) -> list[str]:
+    """ "a:x=1 | b" -> ["a:x=1", "b"]: what lies between the bars that are outside of brackets."""
+    links, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "|" and depth <= 0:
+            links.append("")
+        else:
+            links[-1] += character
+    return [link.strip() for link in links]
+
+
 def format_spec(name: str, instance: Any) -> str:
     """The spec that builds this instance again; parameters at their defaults are left out."""
     parts = []

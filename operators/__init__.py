@@ -2,6 +2,7 @@
 
     invdiff.operators.get("gaussian_blur", sigma=2)      invdiff.operators.get("inpaint:box=16x16")
     invdiff.operators.GaussianBlur(sigma=2)              invdiff.operators.Linear(matrix)
+    invdiff.operators.get("gaussian_blur:sigma=1 | downsample:factor=4")          one after the other, left to right
 
 Importing this package imports no physics and no torch: names are looked up when first asked for.
 """
@@ -12,7 +13,7 @@ if __name__ == "operators":
 from typing import TYPE_CHECKING, Any, cast
 
 from invdiff.errors import UsageError
-from invdiff.parameters import build, declarations, parse_spec
+from invdiff.parameters import build, declarations, parse_spec, split_links
 from invdiff.registry import Registry
 
 if TYPE_CHECKING:
@@ -38,11 +39,14 @@ __all__ = ["REGISTRY", "get", "names", "register"]
 
 
 def get(operator: "str | Operator", **parameters: Any) -> "Operator":
-    """The operator of a name, a spec such as "gaussian_blur:sigma=2", or an Operator (given back as it is).
+    """The operator of a name, a spec such as "gaussian_blur:sigma=2", a chain of specs "a | b" that act from left to right,
+    or an Operator (given back as it is).
 
     parameters: values that are added to those of the spec (or of the Operator), and win over them.
     Raises UsageError, with the closest match, for an unknown name or parameter, and for a value out of range.
     """
+    if isinstance(operator, str) and len(links := split_links(operator)) > 1:
+        return _chain(operator, links, parameters)
     if isinstance(operator, str):
         name, values = parse_spec(operator)
         return cast("Operator", build(REGISTRY[name], name, {**values, **parameters}))
@@ -57,6 +61,18 @@ def get(operator: "str | Operator", **parameters: Any) -> "Operator":
         return operator
     current = {d.name: getattr(operator, d.name) for d in declarations(type(operator))}
     return cast("Operator", build(type(operator), operator.name, {**current, **parameters}))
+
+
+def _chain(spec: str, links: list[str], parameters: dict[str, Any]) -> "Operator":
+    if parameters:
+        given = ",".join(f"{key}={value}" for key, value in parameters.items())
+        raise UsageError(
+            f"{given} cannot be added to the chain {spec!r}: write it into one link, as in {links[0]}:{given}"
+        )
+    if "" in links:
+        raise UsageError(f"link {links.index('') + 1} of {spec!r} is empty; write NAME:key=value | NAME:key=value")
+    first, *following = map(get, links)
+    return first.then(*following)
 
 
 def names() -> list[str]:

@@ -39,13 +39,13 @@ def transfer_function(stencil: Stencil, height: int, width: int) -> torch.Tensor
 
 
 class CircularFilter:
-    """The filter for images of one size (height, width), both multiples of the factor."""
+    """The filter for images of one size. H: its transfer function (height, width), both multiples of the factor."""
 
-    def __init__(self, stencil: Stencil, height: int, width: int, factor: int = 1) -> None:
+    def __init__(self, H: torch.Tensor, factor: int = 1) -> None:
+        height, width = H.shape
         self.size, self.factor = (height, width), factor
         self.low = (height // factor, width // factor)
         half = width // 2 + 1
-        H = transfer_function(stencil, height, width)
         power = self._fold(H.abs() ** 2)
         s = power.sqrt()
         s = torch.where(s > ROUNDING * s.max(), s, torch.zeros_like(s))

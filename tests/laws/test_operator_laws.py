@@ -419,7 +419,7 @@ def test_conjugate_gradients_stop_for_each_sample_alone() -> None:
 
 def test_every_registered_operator_is_in_the_list() -> None:
     covered = {case.label.partition(":")[0].partition("@")[0] for case in CASES}
-    assert covered == set(operators.names())
+    assert covered >= set(operators.names())
 
 
 def test_installed_plug_ins_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
