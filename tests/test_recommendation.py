@@ -55,6 +55,7 @@ def test_every_budget_that_is_not_above_counts(table: None) -> None:
     """More calls are not always better: a run of few calls that scored more is taken where many are allowed."""
     assert names("gaussian_blur:sigma=1", 0.1, 99) == ["pigdm", "diffpir"]
     assert names("gaussian_blur:sigma=1", 0.1, 100) == ["dps", "pigdm", "diffpir"]
+    assert names("gaussian_blur:sigma=1", 0.1, 3) == ["pigdm", "diffpir"]
     for _, solver in recommend(operators.get("gaussian_blur:sigma=1"), SHAPE, 0.1, 100)[1:]:
         assert solver.nfe <= 20
 
