@@ -69,6 +69,8 @@ OPERATORS = [
     "random_subsample:keep=0.5,seed=2",
     "grayscale",
     "linear",
+    "fourier_subsample:acceleration=2,seed=1",
+    "tomography:angles=5",
 ]
 
 
