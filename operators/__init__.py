@@ -30,6 +30,10 @@ _BUILT_IN = {
     "random_subsample": "invdiff.operators.subsample:RandomSubsample",
     "grayscale": "invdiff.operators.grayscale:Grayscale",
     "linear": "invdiff.operators.linear:Linear",
+    "compressed_sensing": "invdiff.operators.compressed_sensing:CompressedSensing",
+    "fourier_subsample": "invdiff.operators.mri:FourierSubsample",
+    "mri_multicoil": "invdiff.operators.mri:MultiCoil",
+    "tomography": "invdiff.operators.tomography:Tomography",
 }
 _CLASSES = {target.rpartition(":")[2]: name for name, target in _BUILT_IN.items()}
 

@@ -96,7 +96,7 @@ class CircularFilter:
 
     def svd(self) -> SVD:
         """Coordinates (B, C, h, w): Hartley frequencies of the measurement grid."""
-        return SVD(self.singular_values, _hartley, _hartley, self._V, self._V_adjoint)
+        return SVD(self.singular_values, hartley, hartley, self._V, self._V_adjoint)
 
     def _V_adjoint(self, x: torch.Tensor) -> torch.Tensor:
         u = working(x)
@@ -114,6 +114,7 @@ class CircularFilter:
         return torch.fft.irfft2(half * self.G_half.like(u).conj(), s=self.size).to(c.dtype)
 
 
-def _hartley(y: torch.Tensor) -> torch.Tensor:
+def hartley(y: torch.Tensor) -> torch.Tensor:
+    """T y over the last two dimensions."""
     spectrum = torch.fft.fft2(working(y), norm="ortho")
     return (spectrum.real - spectrum.imag).to(y.dtype)

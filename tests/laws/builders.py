@@ -101,4 +101,24 @@ CASES: list[Case] = [
     Case("linear:rank_one", (6,), _rank_one),
     *(_spec(*case) for case in CHAINS),
     *(Case(f"{label}@algebra", shape, make) for label, shape, make in EXPRESSIONS),
+    _spec("compressed_sensing:keep=0.3,seed=1", 1, 8, 4),
+    _spec("compressed_sensing:keep=0.5", 3, 5, 3),
+    _spec("compressed_sensing:transform=blockwise,block=4,keep=0.2", 3, 8, 4),
+    _spec("compressed_sensing:transform=blockwise,block=2,orthonormal=false,keep=0.8", 1, 6, 4),
+    _spec("compressed_sensing:transform=random_projection,keep=0.4", 1, 5, 6),
+    _spec("compressed_sensing:transform=random_projection,keep=0.4,orthonormal=false", 3, 5, 3),
+    *(
+        _spec(f"fourier_subsample:pattern={p},acceleration=2,seed=1,centered={c}", 2, *size)
+        for p, c, size in (("equispaced", True, (5, 6)), ("random", False, (4, 7)), ("radial", True, (5, 5)))
+    ),
+    _spec("fourier_subsample:complex=true,acceleration=1.5,center_fraction=0.4", 2, 4, 5),
+    Case("fourier_subsample:mask", (1, 4, 6), lambda: operators.FourierSubsample(mask=_array(4, 6) > 0.4)),
+    _spec("mri_multicoil:acceleration=2,coils=3", 1, 5, 6),
+    _spec("mri_multicoil:acceleration=2,coils=2,pattern=random,centered=false", 3, 4, 4),
+    _spec("mri_multicoil:acceleration=3,coils=4,complex=true", 2, 4, 7),
+    Case(
+        "mri_multicoil:maps", (1, 4, 5), lambda: operators.MultiCoil(maps=_array(2, 4, 5) + 1j * _array(2, 4, 5) ** 2)
+    ),
+    _spec("tomography:angles=5", 1, 6, 6),
+    _spec("tomography:angles=4,start=20,stop=110,scale=0.3", 3, 5, 5),
 ]

@@ -70,6 +70,8 @@ OPERATORS = [
     "grayscale",
     "linear",
     "motion_blur:length=2,angle=30,boundary=circular | downsample:factor=2",
+    "fourier_subsample:acceleration=2,seed=1",
+    "tomography:angles=5",
 ]
 
 
