@@ -141,6 +141,11 @@ class Declaration:
         return result
 
 
+def is_plain(declaration: Declaration) -> bool:
+    """Whether its values are numbers, words and texts, none of which names a file."""
+    return bool(declaration.choices) or declaration.kind in (int, *_KIND_NAMES)
+
+
 def declarations(cls: type) -> list[Declaration]:
     """The declared parameters of an operator or solver class, in order."""
     found = []
