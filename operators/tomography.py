@@ -126,11 +126,13 @@ class Product(torch.autograd.Function):
 
 def csr(matrix: Any, like: torch.Tensor) -> torch.Tensor:
     """A scipy CSR matrix as torch's."""
-    parts = (torch.from_numpy(part.astype(np.int32)) for part in (matrix.indptr, matrix.indices))
+    starts, columns = (torch.from_numpy(part.astype(np.int32)) for part in (matrix.indptr, matrix.indices))
     values = torch.from_numpy(matrix.data).to(like.dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-        return torch.sparse_csr_tensor(*parts, values, size=matrix.shape, device=like.device, check_invariants=True)
+        return torch.sparse_csr_tensor(
+            starts, columns, values, size=matrix.shape, device=like.device, check_invariants=True
+        )
 
 
 def joseph(size: int, angles: np.ndarray) -> Any:
