@@ -41,10 +41,10 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
 @options.operator_option
 @click.option(
     "--noise",
-    metavar="SIGMA|SPEC",
+    metavar="SIGMA|SPEC|auto",
     required=True,
-    help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255; or poisson:gain=0.02, "
-    "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain.",
+    help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255; auto: estimated from "
+    "it; or a model: poisson:gain=0.02 (the brightness of one count), laplace:scale=0.05, ... (docs/noise.md).",
 )
 @options.prior_option
 @click.option(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -166,7 +167,7 @@ def batches(
             continue
         alike = batch and (batch[0].y.shape, batch[0].noise) == (measurement.y.shape, measurement.noise)
         # How many samples "auto" takes must not depend on the neighbours, nor the average of a noise that varies.
-        alone = settings.samples == "auto" or measurement.noise.quantum > 0
+        alone = settings.samples == "auto" or measurement.noise.signal_dependent
         fits = alike and len(batch) < settings.batch_size and not alone
         if batch and not (fits and job.key not in {other.job.key for other in batch}):
             yield batch
@@ -203,8 +204,7 @@ def prepare(job: Job, settings: Settings) -> Measurement:
 
 def brief(noise: NoiseModel) -> str:
     """poisson:gain=0.02, with six digits at most."""
-    values = (f"{name}={value:.6g}" for name, value in noise.settings().items() if name != "name")
-    return f"{noise.name}:{','.join(values)}"
+    return re.sub(r"\d+\.\d{6,}", lambda found: f"{float(found[0]):.6g}", noise.spec)
 
 
 def repeat_grey(grey: torch.Tensor, operator: Operator, noise: NoiseModel) -> tuple[torch.Tensor, NoiseModel]:

@@ -153,7 +153,8 @@ class _Runs:
         """`runs` more runs; all samples so far, (n, B, *image shape)."""
         images = list(range(len(self.keys)))
         # The average sigma_y of a batch depends on its images, where the noise depends on the brightness: those run alone.
-        groups = [images] if self.problem.noise is None else [[image] for image in images]
+        alone = self.problem.noise is not None and self.problem.noise.signal_dependent
+        groups = [[image] for image in images] if alone else [images]
         parts = [self._draw(runs, group, progress) for group in groups]
         self._runs += runs
         self._drawn.append(torch.cat([samples for samples, _ in parts], 1))
