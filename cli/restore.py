@@ -144,7 +144,7 @@ def restore(
     if quantiles and samples == 1:
         raise click.UsageError("--quantiles needs more than one sample: add --samples 16, or auto.")
     depth = int(bits) if bits else None
-    chosen_operator, model = resolve_operator(operator), noise_model(noise)
+    chosen_operator, model = resolve_operator(operator), None if noise == "auto" else noise_model(noise)
     method, extra = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator)
     jobs = files.plan(
         inputs,

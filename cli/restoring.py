@@ -21,7 +21,7 @@ from .files import Job
 if TYPE_CHECKING:
     import torch
 
-    from invdiff.noise import NoiseModel
+    from invdiff.noise import NoiseEstimate, NoiseModel
     from invdiff.operator import Operator
     from invdiff.priors.base import Prior
     from invdiff.solution import Solution
@@ -36,7 +36,7 @@ class Settings:
 
     operator: Operator
     operator_text: str
-    noise: NoiseModel
+    noise: NoiseModel | None  # None: estimated from each input
     noise_text: str
     prior: Prior
     prior_text: str
@@ -58,10 +58,17 @@ class Settings:
         """The precision that was chosen, as an option's value."""
         return PRECISION_NAMES.get(self.prior.describe().get("precision", ""), self.precision)
 
-    def command(self, job: Job, solver: dict[str, Any]) -> str:
-        """The command that makes this one output again, with everything spelled out; solver: as it was resolved."""
+    def command(self, job: Job, solver: dict[str, Any], noise: str) -> str:
+        """The command that makes this one output again, with everything spelled out; solver, noise: as resolved."""
         words = ["invdiff", "restore", str(job.source), "-o", str(job.target)]
-        words += ["--operator", self.operator_text, "--noise", self.noise_text, "--prior", self.prior_text]
+        words += [
+            "--operator",
+            self.operator_text,
+            "--noise",
+            self.noise_text if self.noise else noise,
+            "--prior",
+            self.prior_text,
+        ]
         words += ["--solver", spell_out(solver), "--samples", str(self.samples), "--seed", str(self.seed)]
         words += ["--tolerance", str(self.tolerance)] if self.samples == "auto" else []
         words += ["--quantiles", ",".join(map(str, self.quantiles))] if self.quantiles else []
@@ -79,15 +86,17 @@ class Settings:
 @dataclass(frozen=True)
 class Measurement:
     """One input, ready to be restored. y: in the measurement's shape; grey: the (1, H, W) that was repeated to it for a
-    colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`)."""
+    colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`); given: the input's."""
 
     job: Job
     y: torch.Tensor
     noise: NoiseModel
+    given: NoiseModel
     description: str
     grey: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
     truth: torch.Tensor | None = None
+    estimate: NoiseEstimate | None = None
 
 
 def spell_out(solver: dict[str, Any]) -> str:
@@ -180,18 +189,25 @@ def batches(
 def prepare(job: Job, settings: Settings) -> Measurement:
     """Read one input and its reference, and check that operator and prior fit it."""
     from invdiff.images import read_image, read_measurement
+    from invdiff.noise import Gaussian, estimate
 
-    operator, prior, noise, grey = settings.operator, settings.prior, settings.noise, None
+    operator, prior, grey, found = settings.operator, settings.prior, None, None
     image = read_measurement(job.source, operator.image_shape)
     y, notes = image.tensor, list(image.notes)
     shape = operator.image_shape(tuple(y.shape))
+    given = settings.noise
+    if given is None:
+        found = estimate(y[None], operator)
+        given = Gaussian(found.sigma)
+        notes += found.notes
+    noise = given
     if y.ndim == len(shape) == 3 and y.shape[0] == shape[0] == 1 and prior.channels == 3:
         grey = y
         y, noise = repeat_grey(grey, operator, noise)
         shape = (3, *shape[1:])
         notes.append(
             "grey repeated to three channels for a colour prior, result turned back to grey; "
-            f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(settings.noise)}"
+            f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(given)}"
         )
     prior.check_shape(shape)
     truth = None
@@ -199,7 +215,7 @@ def prepare(job: Job, settings: Settings) -> Measurement:
         original = read_image(settings.references[job.source])
         truth, remarks = fit_reference(original.tensor, tuple(shape) if grey is None else (1, *shape[1:]), operator)
         notes += remarks
-    return Measurement(job, y, noise, image.description, grey, notes, truth)
+    return Measurement(job, y, noise, given, image.description, grey, notes, truth, found)
 
 
 def brief(noise: NoiseModel) -> str:
@@ -275,10 +291,16 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
     record = solution.provenance(index)
     if measurement.grey is not None:
         samples, y = fit_channels(samples, 1), measurement.grey
-        problem = Problem.from_measurement(y[None], settings.operator, settings.noise)
+        problem = Problem.from_measurement(y[None], settings.operator, measurement.given)
         residual = torch.cat([problem.residual(sample[None]) for sample in samples])
         record["residual"] = [round(float(value), 5) for value in residual]
-        record["noise"] |= {"model": settings.noise.spec, "sigma_y": problem.sigma_y, "solved_with": solution.sigma_y}
+        record["noise"] |= {
+            "model": measurement.given.spec,
+            "sigma_y": problem.sigma_y,
+            "solved_with": solution.sigma_y,
+        }
+    if measurement.estimate is not None:
+        record["noise"]["estimated_by"] = measurement.estimate.method
     comparison = None if measurement.truth is None else compare(y, samples.mean(0), measurement.truth)
     record["input"] = files.describe_input(job.source, measurement.description, measurement.notes)
     write(job, samples, record, comparison, settings)
@@ -290,6 +312,8 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
         f"{job.target}  {solution.solver['name']}, {solution.nfe} network calls, {solution.seconds / count:.1f} s, "
         f"residual {float(residual.mean()):.2f}"
     )
+    if measurement.estimate is not None:
+        click.echo(f"{' ' * len(str(job.target))}  {measurement.estimate}")
     if comparison:
         click.echo(f"{' ' * len(str(job.target))}  {comparison}")
     if len(samples) > 1:
@@ -332,7 +356,11 @@ def write(
             for name, sample in zip(output["samples"], samples, strict=True):
                 write_image(name, sample, bits)
         output["clipped"] = write_image(path, samples.mean(0), bits)
-        record |= {"output": output, "command": settings.command(job, record["solver"]), "working_folder": os.getcwd()}
+        record |= {
+            "output": output,
+            "command": settings.command(job, record["solver"], record["noise"]["model"]),
+            "working_folder": os.getcwd(),
+        }
         if comparison is not None:
             reference = settings.references[job.source]
             record["reference"] = {"path": str(reference), "sha256": files.sha256(reference)}

@@ -37,7 +37,8 @@ class Problem:
     sigma_y: noise standard deviation in [0, 1] units; image_shape: shape of one x without batch;
     truth: the clean x (B, *image_shape) where it is known; noise: the model, None for a Gaussian.
     With a model that is not white Gaussian `of` gives the problem its sigma_y: the root mean square, over the measured
-    values, of the standard deviation that y itself tells. It belongs to all rows together, so `restore` takes such images one by one.
+    values, of the standard deviation that y itself tells. It belongs to all rows together, so that `restore` takes images
+    whose noise is read from y one by one.
     """
 
     operator: Operator

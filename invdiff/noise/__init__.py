@@ -28,6 +28,7 @@ from invdiff.registry import Registry
 from .base import NoiseModel
 from .correlated import CorrelatedGaussian
 from .counting import Poisson, PoissonGaussian
+from .estimation import NoiseEstimate, estimate
 from .gaussian import Gaussian, GaussianChannels, GaussianMap
 from .impulse import SaltAndPepper
 from .laplace import Laplace
@@ -45,8 +46,9 @@ REGISTRY = Registry(
 )  # fmt: skip
 
 __all__ = [
-    "REGISTRY", "CorrelatedGaussian", "Gaussian", "GaussianChannels", "GaussianMap", "Laplace", "NoiseModel", "Poisson",
-    "PoissonGaussian", "Quantization", "SaltAndPepper", "Uniform", "check_noise", "names", "noise_model",
+    "REGISTRY", "CorrelatedGaussian", "Gaussian", "GaussianChannels", "GaussianMap", "Laplace", "NoiseEstimate",
+    "NoiseModel", "Poisson", "PoissonGaussian", "Quantization", "SaltAndPepper", "Uniform", "check_noise", "estimate",
+    "names", "noise_model",
 ]  # fmt: skip
 
 
