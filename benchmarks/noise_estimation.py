@@ -4,8 +4,8 @@
 
 FOLDER: CBSD68 for the published table. Each photograph is measured with white Gaussian noise of sigma / 255, not clipped, and
 sigma is estimated from the measurement alone. Cells: the median over the photographs of |estimate / sigma - 1|, and the worst
-tenth (90 % quantile), in percent. The last rows compare: the median absolute deviation of the diagonal details of a db2 wavelet,
-which is skimage.restoration.estimate_sigma (without its PyWavelets), and deepinv's PatchCovarianceNoiseEstimator.
+tenth (90 % quantile), in percent. The last rows compare: the median absolute deviation of the diagonal details of a db2
+wavelet, as in skimage.restoration.estimate_sigma (without its PyWavelets), and deepinv's PatchCovarianceNoiseEstimator.
 """
 
 from __future__ import annotations
