@@ -13,12 +13,14 @@ import torch
 
 from invdiff.errors import UsageError
 from invdiff.operator import SVD, Operator, Shape
+from invdiff.reals import from_reals, to_reals
 
 
 def as_operator(obj: Any, shape: Shape | None = None) -> Operator:
     """An Operator as it is, a `deepinv.physics.Physics` wrapped; anything else is a UsageError.
 
-    shape: the image's (C, H, W), for a physics whose adjoint cannot tell it and that has no img_size.
+    shape: the image's (C, H, W), for a physics whose adjoint cannot tell it and that has no img_size. With it, deepinv's
+    adjoint is tried out, and replaced where it is none.
     """
     if isinstance(obj, Operator):
         return obj
@@ -36,6 +38,7 @@ def as_operator(obj: Any, shape: Shape | None = None) -> Operator:
 class DeepinvOperator(Operator):
     """A(x) of a deepinv physics, without its noise and sensor models. Inputs are (B, C, H, W) as everywhere.
 
+    Complex measurements become pairs of real channels, lists of tensors one vector (invdiff/reals.py).
     Linear if the physics is a LinearPhysics. Has an SVD if it is a DecomposablePhysics whose coordinates are real and
     orthonormal, which is tried out on the image's shape (`shape`, or the physics' img_size); deepinv's half spectra
     (BlurFFT) and complex ones (MRI) are not. Its closed form of prox_l2 is used where it has a right one. Computes in
@@ -59,21 +62,63 @@ class DeepinvOperator(Operator):
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.physics.A(self._cast(x))
-        if not isinstance(y, torch.Tensor) or y.is_complex():
+        if self.shape is None and not _is_plain(y):
             kind = f"a {y.dtype} tensor" if isinstance(y, torch.Tensor) else type(y).__name__
             raise UsageError(
-                f"{self} measures {kind}; only real tensors can be restored, so wrap it in a physics of reals"
+                f"{self} measures {kind}, from which the image's shape cannot be told; "
+                "give as_operator(physics, shape=(C, H, W))"
             )
-        return y.to(x.dtype)
+        return to_reals(y).to(x.dtype)
+
+    def _theirs(self, y: torch.Tensor) -> Any:
+        """Our measurement in the form that the physics has."""
+        return from_reals(self._cast(y), self._example)
+
+    @property
+    def _example(self) -> Any:
+        """A(0), for its form; where no shape is known, measurements are real tensors."""
+        if self.shape is None:
+            return torch.zeros(1)
+        shape = self.shape
+        return self.cached("example", lambda: self.physics.A(self._zeros(shape)))
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
         self._require_linear("A_adjoint")
-        x: torch.Tensor = self.physics.A_adjoint(self._cast(y))
-        return x.to(y.dtype)
+        if self.shape is not None and not self._trusted_adjoint(self.shape):
+            return self._gradient(self._zeros(self.shape).to(y).expand(len(y), *self.shape), y)
+        return self._their_adjoint(y)
+
+    def _their_adjoint(self, y: torch.Tensor) -> torch.Tensor:
+        # Of a real image, Re(A^H y) is the transpose.
+        return _real(self.physics.A_adjoint(self._theirs(y))).to(y.dtype)
+
+    def _trusted_adjoint(self, shape: Shape) -> bool:
+        """Whether <A x, v> = <x, A^T v>, tried out once: not every adjoint of deepinv is one (docs/deepinv.md)."""
+        return self.cached(("adjoint", shape), lambda: self.adjoint_error(shape) <= 1e-4)
+
+    def adjoint_error(self, shape: Shape) -> float:
+        """|<A x, v> - <x, A^T v>| / (|A x| |v|) of deepinv's own A_adjoint, at random; infinite where it fails."""
+        with torch.no_grad():
+            x, v = self._random(shape, 0), self.A(self._random(shape, 1))
+            y = self.A(x)
+            v = v + v.norm() / max(1, v.numel()) ** 0.5 * self._random(tuple(y.shape[1:]), 2)
+            try:
+                back = self._their_adjoint(v)
+            except Exception:  # whatever it raises, it is no adjoint
+                return float("inf")
+            if back.shape != x.shape:
+                return float("inf")
+            return abs(float((y * v).sum() - (x * back).sum())) / float((y.norm() * v.norm()).clamp(min=1e-30))
+
+    def _random(self, shape: Shape, seed: int) -> torch.Tensor:
+        return self._cast(torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))).to(self._device)
 
     def A_vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if self.linear:
             return self.A_adjoint(v)
+        return self._gradient(x, v)
+
+    def _gradient(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
             (gradient,) = torch.autograd.grad(self.A(x), x, v)
@@ -117,7 +162,14 @@ class DeepinvOperator(Operator):
 
         if not isinstance(self.physics, deepinv.physics.DecomposablePhysics):
             return False
-        return self.cached(("orthonormal", shape), lambda: _is_orthonormal(self.physics, shape, self._device))
+
+        def orthonormal() -> bool:
+            try:
+                return _is_orthonormal(self.physics, shape, self._device)
+            except RuntimeError:  # the tables do not fit the image: a decomposition of another map, inherited
+                return False
+
+        return self.cached(("orthonormal", shape), orthonormal)
 
     def svd(self, shape: Shape) -> SVD:
         if not self._orthonormal(tuple(shape)):
@@ -143,20 +195,21 @@ class DeepinvOperator(Operator):
         if not self.linear or type(self.physics).prox_l2 is LinearPhysics.prox_l2:
             return False
 
-        def solves() -> bool:
-            generator = torch.Generator().manual_seed(0)
-            z = torch.randn(1, *shape, generator=generator).to(self._device)
-            y = self.A(torch.randn(1, *shape, generator=generator).to(self._device))
-            x = self._their_prox(z, y, 1.0)
-            gradient = self.A_adjoint(self.A(x) - y) + x - z
-            return float(gradient.norm()) <= 1e-3 * float(z.norm())
+        return self.cached(("prox", shape), lambda: self.prox_error(shape) <= 1e-3)
 
+    def prox_error(self, shape: Shape) -> float:
+        """|A^T (A x - y) + x - z| / |z| for deepinv's own x = prox_l2(z, y, 1), at random; infinite where it fails."""
         with torch.no_grad():
-            return self.cached(("prox", shape), solves)
+            z, y = self._random(shape, 0), self.A(self._random(shape, 1))
+            try:
+                x = self._their_prox(z, y, 1.0)
+            except Exception:  # whatever it raises, it is no solution
+                return float("inf")
+            gradient = self.A_adjoint(self.A(x) - y) + x - z
+            return float(gradient.norm()) / float(z.norm())
 
     def _their_prox(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
-        x: torch.Tensor = self.physics.prox_l2(self._cast(z), self._cast(y), gamma)
-        return x.to(z.dtype)
+        return _real(self.physics.prox_l2(self._cast(z), self._theirs(y), gamma)).to(z.dtype)
 
     def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
         if self.has_svd or not self._trusted_prox(tuple(z.shape[1:])):
@@ -166,7 +219,7 @@ class DeepinvOperator(Operator):
     def A_dagger(self, y: torch.Tensor) -> torch.Tensor:
         from deepinv.physics import DecomposablePhysics
 
-        if self.has_svd or not isinstance(self.physics, DecomposablePhysics):
+        if self.has_svd or not isinstance(self.physics, DecomposablePhysics) or not _is_plain(self._example):
             return super().A_dagger(y)
         x: torch.Tensor = self.physics.A_dagger(self._cast(y))
         return x.to(y.dtype)
@@ -180,6 +233,14 @@ class DeepinvOperator(Operator):
 
     def __hash__(self) -> int:
         return id(self.physics)
+
+
+def _is_plain(y: Any) -> bool:
+    return isinstance(y, torch.Tensor) and not y.is_complex()
+
+
+def _real(x: torch.Tensor) -> torch.Tensor:
+    return x.real if x.is_complex() else x
 
 
 def _is_orthonormal(physics: Any, shape: Shape, device: torch.device) -> bool:

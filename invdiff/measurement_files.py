@@ -145,8 +145,8 @@ def _array(path: Path, key: str | None, planes: Callable[[torch.Tensor], torch.T
 
 
 def is_code(spec: str) -> bool:
-    """Whether a spec names a class in a file of Python: path/to/file.py:Class."""
-    return re.search(r"\.py\s*:", spec) is not None
+    """Whether a spec may name a file of Python, path/to/file.py:Class or shorter: nothing else in a file's spec has a .py."""
+    return re.search(r"\.py", spec, re.IGNORECASE) is not None
 
 
 @dataclass(frozen=True, eq=False)

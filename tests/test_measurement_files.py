@@ -155,7 +155,9 @@ DAMAGE = {
     "pickled": (lambda p: np.savez(p, measurement=np.array([{}], object), y=np.zeros(3)), "Python objects"),
     "not installed": (lambda p: rewrite(p, {"operator": "coded:mask=1"}), "unknown operator 'coded'"),
     "a file's name": (lambda p: rewrite(p, {"operator": "inpaint:mask=mask.png"}), "no such array"),
-    "code": (lambda p: rewrite(p, {"operator": "evil.py:Op"}), "--operator"),
+    "code": (lambda p: rewrite(p, {"operator": "evil.py:Op"}), "no measurement may make code run"),
+    "code without a class": (lambda p: rewrite(p, {"operator": "evil.py"}), "no measurement may make code run"),
+    "code in a chain": (lambda p: rewrite(p, {"operator": "grayscale | ./evil.PY(a=1)"}), "no measurement may make code run"),
     "raw": (lambda p: np.savez(p, a=np.zeros(3)), "--key"),
     "no measurement": (lambda p: rewrite(p, {"noise": "posson:gain=1"}), "posson"),
 }  # fmt: skip
