@@ -21,13 +21,19 @@ if TYPE_CHECKING:
 _BUILT_IN = {
     "identity": "invdiff.operators.identity:Identity",
     "gaussian_blur": "invdiff.operators.blur:GaussianBlur",
+    "anisotropic_blur": "invdiff.operators.blur:AnisotropicBlur",
     "uniform_blur": "invdiff.operators.blur:UniformBlur",
+    "defocus_blur": "invdiff.operators.blur:DefocusBlur",
     "motion_blur": "invdiff.operators.motion:MotionBlur",
     "kernel_blur": "invdiff.operators.kernel_blur:KernelBlur",
+    "varying_blur": "invdiff.operators.varying_blur:VaryingBlur",
     "downsample": "invdiff.operators.downsample:Downsample",
     "inpaint": "invdiff.operators.inpaint:Inpaint",
     "random_subsample": "invdiff.operators.subsample:RandomSubsample",
     "grayscale": "invdiff.operators.grayscale:Grayscale",
+    "spectral_mixing": "invdiff.operators.mixing:SpectralMixing",
+    "demosaic": "invdiff.operators.demosaic:Demosaic",
+    "pansharpen": "invdiff.operators.pansharpen:Pansharpen",
     "linear": "invdiff.operators.linear:Linear",
 }
 _CLASSES = {target.rpartition(":")[2]: name for name, target in _BUILT_IN.items()}

@@ -1,7 +1,7 @@
 """What all filters share: the shape maps, the checks, and the choice of the fastest exact form for kernel and boundary.
 
 circular boundary                           Fourier domain (fourier.py)         SVD
-separable symmetric kernel, reflect         cosine transform (cosine.py)        SVD
+mirror-symmetric kernel, reflect            cosine transform (cosine.py)        SVD
 separable kernel, other boundary or factor  two small matrices (separable.py)   SVD
 any other kernel, boundary                  padding and FFT (padded.py)         conjugate gradients
 """
@@ -53,7 +53,12 @@ class Filter(Operator):
 
     @property
     def has_svd(self) -> bool:
-        return self._boundary == "circular" or self.stencil.axes is not None
+        return self._boundary == "circular" or self.stencil.axes is not None or self._by_cosines
+
+    @property
+    def _by_cosines(self) -> bool:
+        plain = self._boundary == "reflect" and self._factor == 1
+        return plain and self.cached("symmetric", lambda: symmetric(self.stencil))
 
     def measurement_shape(self, shape: Shape) -> Shape:
         channels, height, width = channels_and_size(self.name, shape)
@@ -96,7 +101,7 @@ class Filter(Operator):
             stencil, (height, width) = self.stencil, shape[1:]
             if self._boundary == "circular":
                 return CircularFilter(stencil, height, width, self._factor)
-            if self._boundary == "reflect" and self._factor == 1 and stencil.axes is not None and symmetric(stencil):
+            if self._by_cosines:
                 return CosineFilter(stencil, height, width)
             if stencil.axes is None:
                 return PaddedFilter(stencil, height, width, self._boundary)
@@ -133,7 +138,7 @@ class Filter(Operator):
         if self._factor > 1:
             return None
         size, gamma = self.measurement_shape(shape)[1:], a / b
-        if self._boundary == "reflect" and symmetric(self.stencil):
+        if self._by_cosines:
             cosines = self.cached(("cosines", size), lambda: CosineFilter(self.stencil, *size))
             return lambda r: cosines.inverse(gamma, r)
         wrapped = self.cached(("wrapped", size), lambda: CircularFilter(self.stencil, *size))
