@@ -11,6 +11,7 @@ import click
 
 import invdiff
 from invdiff.device import limit_threads
+from invdiff.errors import InputWarning
 
 from . import errors
 from .options import Command, LazyGroup
@@ -52,6 +53,8 @@ class Root(LazyGroup):
             with warnings.catch_warnings():
                 if not (self.debug or "--debug" in sys.argv):
                     warnings.simplefilter("ignore")
+                    warnings.simplefilter("default", InputWarning)
+                    warnings.showwarning = lambda message, *_: click.echo(f"warning: {message}", err=True)
                 code = super().main(*args, **options)
         except Exception as error:
             code = errors.report(error, self.debug)

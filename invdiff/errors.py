@@ -30,6 +30,10 @@ class NumericalError(InvdiffError):
     """A computation produced NaN or infinity; the message names the solver, the step and sigma."""
 
 
+class InputWarning(UserWarning):
+    """What was given can be used, but perhaps not as it was meant; the message says what is done with it."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str], fix: str = "") -> UsageError:
     """The error for a name that does not exist: lists what does and the closest match."""
     names = sorted(known)

@@ -161,6 +161,8 @@ class Operator:
             svd = self.svd(self.image_shape(tuple(v.shape[1:])))
             weights = 1 / (a * svd.singular_values.to(v) ** 2 + b)
             coordinates = svd.U_adjoint(v)
+            if self.orthonormal_U and coordinates.shape[1:].numel() == v.shape[1:].numel():
+                return svd.U(weights * coordinates)  # U spans all: what follows would lose digits where b is small
             # U may span only the range of A: outside it, A A^T vanishes and the answer is v / b.
             return v / b + svd.U((weights - 1 / b) * coordinates)
         precondition = self.data_preconditioner(self.image_shape(tuple(v.shape[1:])), a, b)

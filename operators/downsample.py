@@ -13,7 +13,7 @@ from invdiff.operator import SVD, Shape
 from invdiff.parameters import parameter, whole
 
 from .filtering import Filter
-from .kernels import Stencil, bicubic, gaussian, separable
+from .kernels import Stencil, bicubic, gaussian, lanczos, separable
 from .shapes import require_batch
 
 
@@ -23,8 +23,9 @@ class Downsample(Filter):
 
     Every y pixel is centred on its factor x factor block (half-pixel alignment), so nothing shifts. kernel=average: the
     mean over the block. kernel=bicubic: Keys' cubic, a = -1/2, stretched by the factor (support 4 factor), which with
-    boundary=reflect is MATLAB's imresize, the convention of the super-resolution literature. kernel=gaussian: standard
-    deviation sigma px of x, by default factor / 2, cut at 4 sigma. Always has an SVD.
+    boundary=reflect is MATLAB's imresize, the convention of the super-resolution literature. kernel=lanczos: three lobes,
+    stretched likewise (support 6 factor), Pillow's LANCZOS but for its edges. kernel=gaussian: standard deviation sigma
+    px of x, by default factor / 2, cut at 4 sigma. Always has an SVD.
     Raises UsageError unless H and W are multiples of the factor and hold the kernel.
     """
 
@@ -32,15 +33,15 @@ class Downsample(Filter):
     family: ClassVar[str] = "downsampling"
     _smaller: ClassVar[str] = "lower factor, or use kernel=average"
 
-    factor: int = parameter(4, kind=whole, low=2, help="how many times fewer pixels each way")
+    factor: int = parameter(4, kind=whole, low=2, high=16, help="how many times fewer pixels each way")
     kernel: str = parameter(
-        "average", kind=str, choices=("average", "bicubic", "gaussian"), help="weights of one y pixel"
+        "average", kind=str, choices=("average", "bicubic", "lanczos", "gaussian"), help="weights of one y pixel"
     )
     sigma: float | None = parameter(
         None, unit="px", above=0, help="kernel=gaussian: its width in x (factor / 2 if not given)"
     )
     boundary: str | None = parameter(
-        None, kind=str, choices=("reflect", "circular"), help="outside the image, for bicubic and gaussian (reflect)"
+        None, kind=str, choices=("reflect", "circular"), help="outside the image, but for average (reflect)"
     )
 
     def __post_init__(self) -> None:
@@ -65,6 +66,8 @@ class Downsample(Filter):
     def _stencil(self) -> Stencil:
         if self.kernel == "bicubic":
             return separable(*bicubic(self.factor))
+        if self.kernel == "lanczos":
+            return separable(*lanczos(self.factor))
         if self.kernel == "gaussian":
             return separable(*gaussian(self.sigma or self.factor / 2, offset=(self.factor - 1) / 2))
         return separable(torch.full((self.factor,), 1 / self.factor, dtype=torch.float64).numpy(), 0)

@@ -1,7 +1,7 @@
 """What all filters share: the shape maps, the checks, and the choice of the fastest exact form for kernel and boundary.
 
 circular boundary                           Fourier domain (fourier.py)         SVD
-separable symmetric kernel, reflect         cosine transform (cosine.py)        SVD
+mirror-symmetric kernel, reflect            cosine transform (cosine.py)        SVD
 separable kernel, other boundary or factor  two small matrices (separable.py)   SVD
 any other kernel, boundary                  padding and FFT (padded.py)         conjugate gradients
 """
@@ -55,7 +55,7 @@ class Filter(Operator):
 
     @property
     def has_svd(self) -> bool:
-        return self._boundary == "circular" or self.separable
+        return self._boundary == "circular" or self.separable or self.even
 
     def measurement_shape(self, shape: Shape) -> Shape:
         channels, height, width = channels_and_size(self.name, shape)
@@ -127,7 +127,8 @@ class Filter(Operator):
     @property
     def even(self) -> bool:
         """Diagonal in the cosine transform."""
-        return self._boundary == "reflect" and self._factor == 1 and self.separable and symmetric(self.stencil)
+        plain = self._boundary == "reflect" and self._factor == 1
+        return plain and self.cached("symmetric", lambda: symmetric(self.stencil))
 
     @property
     def wraps(self) -> bool:
@@ -175,7 +176,7 @@ class Filter(Operator):
         if self._factor > 1:
             return None
         size, gamma = self.measurement_shape(shape)[1:], a / b
-        if self._boundary == "reflect" and symmetric(self.stencil):
+        if self.even:
             cosines = self.cached(("cosines", size), lambda: CosineFilter(cosine_response(self.stencil, *size)))
             return lambda r: cosines.inverse(gamma, r)
         wrapped = self.cached(("wrapped", size), lambda: CircularFilter(transfer_function(self.stencil, *size)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from invdiff.errors import UsageError
+from invdiff.errors import InputWarning, UsageError
 from invdiff.images import read_image
 from invdiff.operator import Operator
 from invdiff.parameters import format_spec, parameter, truth
@@ -18,6 +19,9 @@ from .blur import boundary_parameter
 from .filtering import Filter
 from .kernels import Stencil, convolution
 
+# Brightness that is off by less than this is less than half a step of 8 bits: published kernels are rounded.
+TOLD_ABOVE = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class KernelBlur(Filter):
@@ -25,8 +29,9 @@ class KernelBlur(Filter):
 
     kernel: a .npz, .npy or picture file, or in Python a (kh, kw) tensor or array; any size, square or not. A picture's
     channels are averaged. The centre is c = (kh // 2, kw // 2): the middle, or the later of the two middles for an even
-    size (scipy.ndimage.convolve's). (C, H, W) -> (C, H, W), smaller for boundary=valid. SVD only for boundary=circular,
-    which wraps around and is an idealisation; otherwise inverses use conjugate gradients.
+    size (scipy.ndimage.convolve's). (C, H, W) -> (C, H, W), smaller for boundary=valid. SVD for boundary=circular, which
+    wraps around and is an idealisation, for separable kernels, and for mirror-symmetric ones with boundary=reflect;
+    otherwise inverses use conjugate gradients. Warns (InputWarning) of an even size, and of a sum that is not 1.
     Raises UsageError for an unreadable kernel, one that sums to zero with normalise, and one larger than the image.
     """
 
@@ -35,7 +40,7 @@ class KernelBlur(Filter):
 
     kernel: str | np.ndarray = parameter(kind=file_or_array, help="kernel: .npz, .npy or picture file, tensor or array")
     key: str | None = parameter(None, kind=str, help="which array of an .npz file that holds several")
-    normalise: bool = parameter(True, kind=truth, help="scale the kernel to sum 1")
+    normalise: bool = parameter(False, kind=truth, help="scale the kernel to sum 1")
     boundary: str = boundary_parameter()
 
     def __post_init__(self) -> None:
@@ -55,13 +60,24 @@ class KernelBlur(Filter):
             weights = weights[0]
         if weights.ndim != 2:
             raise UsageError(f"kernel_blur: kernel has shape {weights.shape}; it must be (height, width)")
+        total = weights.sum()
         if self.normalise:
-            total = weights.sum()
             if abs(total) <= 1e-12 * np.abs(weights).sum():
                 raise UsageError(
-                    "kernel_blur: kernel sums to zero, so it cannot be scaled to sum 1; add normalise=false"
+                    "kernel_blur: kernel sums to zero, so it cannot be scaled to sum 1; leave out normalise"
                 )
             weights = weights / total
+        elif abs(total - 1) > TOLD_ABOVE:
+            told = f"kernel_blur: kernel sums to {total:.4g}, so y is {total:.4g} times as bright as x"
+            warnings.warn(f"{told}; add normalise=true to scale it to sum 1", InputWarning, stacklevel=2)
+        if not all(size % 2 for size in weights.shape):
+            height, width = weights.shape
+            warnings.warn(
+                f"kernel_blur: kernel {height}x{width} has an even size and so no middle; row {height // 2}, column "
+                f"{width // 2} (counted from 0) is its centre; append a row or column of zeros to move it",
+                InputWarning,
+                stacklevel=2,
+            )
         return convolution(weights)
 
     @property

@@ -78,9 +78,9 @@ class Masks(Masking):
         return torch.stack(torch.broadcast_tensors(*(one.observed(shape) for one in self.masks))).prod(0)
 
 
-def random_mask(seed: int, keep: float, shape: Shape) -> torch.Tensor:
-    """round(keep n) ones, at least one, at places that depend on seed and shape alone; float64."""
-    places = np.random.Generator(np.random.PCG64([seed, *shape])).random(int(np.prod(shape)))
+def random_mask(seed: int, keep: float, shape: Shape, *which: int) -> torch.Tensor:
+    """round(keep n) ones, at least one, at places that depend on seed, shape and `which` alone; float64."""
+    places = np.random.Generator(np.random.PCG64([seed, *shape, *which])).random(int(np.prod(shape)))
     kept = np.argsort(places, kind="stable")[: max(1, round(keep * places.size))]
     mask = np.zeros(places.size)
     mask[kept] = 1

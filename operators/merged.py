@@ -30,7 +30,7 @@ def merge_filters(first: Filter, second: Filter) -> Filter | None:
     if first.tight is not None:
         return None  # its smaller image is cheaper to filter, and it hands on the decomposition
     chain = (*_filters(first), *_filters(second))
-    if all(one.wraps for one in chain) or all(one.separable for one in chain):
+    if any(all(getattr(one, form) for one in chain) for form in ("wraps", "separable", "even")):
         return MergedFilter(chain)
     return None
 

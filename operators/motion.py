@@ -26,8 +26,9 @@ class MotionBlur(Filter):
     The path has the given length and constant speed; path=straight is a segment through the centre, path=random a
     smooth shake drawn from the seed, its mean at the centre, turned by angle. Shares are exact lengths inside pixels,
     so the kernel follows length and angle below a pixel. Kernel sum 1, odd size, the same for every channel.
-    (C, H, W) -> (C, H, W), smaller for boundary=valid. SVD only for boundary=circular, which wraps around and is an
-    idealisation; otherwise inverses use conjugate gradients. Raises UsageError if the kernel is larger than the image.
+    (C, H, W) -> (C, H, W), smaller for boundary=valid. SVD for boundary=circular, which wraps around and is an
+    idealisation, and for a horizontal or vertical segment; otherwise inverses use conjugate gradients.
+    Raises UsageError if the kernel is larger than the image.
     """
 
     name: ClassVar[str] = "motion_blur"

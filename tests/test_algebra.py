@@ -102,11 +102,11 @@ def test_decimation_and_a_blur_of_few_pixels_do_not_commute() -> None:
         ("identity | identity", ["identity"], True),
         (f"{CIRCULAR} | grayscale", ["grayscale", CIRCULAR], True),
         (f"{CIRCULAR} | identity | grayscale | inpaint", ["grayscale", CIRCULAR, "inpaint"], False),
-        ("downsample:factor=2 | motion_blur", ["downsample:factor=2", "motion_blur"], False),
+        ("downsample:factor=2 | motion_blur:angle=30", ["downsample:factor=2", "motion_blur:angle=30"], False),
         (f"downsample:factor=2 | {MOTION}", ["downsample:factor=2", MOTION], True),
         ("grayscale | downsample:factor=2 | inpaint", ["grayscale", "downsample:factor=2", "inpaint"], True),
         (f"{MOTION} | inpaint", [MOTION, "inpaint"], False),
-        ("motion_blur | gaussian_blur", ["motion_blur", "gaussian_blur"], False),
+        ("motion_blur:angle=30 | gaussian_blur", ["motion_blur:angle=30", "gaussian_blur"], False),
     ],
 )
 def test_what_a_chain_computes(spec: str, parts: list[str], svd: bool) -> None:

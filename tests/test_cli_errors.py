@@ -89,7 +89,7 @@ def fails(code: int, *words: str, arguments: Sequence[object]) -> str:
         ([*RESTORE, *BLUR, "--set", "zeta"], "key=value"),
         ([*RESTORE, *BLUR, "--set", "zeta=0.1", "--set", "zeta=0.2"], "twice"),
         ([*RESTORE, *BLUR, "--set", "steps=3"], "both"),
-        ([*RESTORE, "--operator", "motion_blur", "--noise", "0.05", "--solver", "measurement_sde"], "diffpir"),
+        ([*RESTORE, "--operator", "motion_blur:angle=30", "--noise", "0.05", "--solver", "measurement_sde"], "diffpir"),
         ([*RESTORE, "--operator", "identity", "--noise", "poison:gain=0.02"], "poisson:gain=0.02"),
         ([*RESTORE, "--operator", "identity", "--noise", "poisson:gain=nan"], "> 0"),
         ([*RESTORE, "--operator", "identity", "--noise", "0"], "more than 0"),

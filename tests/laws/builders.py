@@ -40,7 +40,12 @@ def _spec(spec: str, *shape: int) -> Case:
 
 def _kernel(boundary: str, size: tuple[int, int], *shape: int) -> Case:
     label = f"kernel_blur:{size[0]}x{size[1]},boundary={boundary}@{'x'.join(map(str, shape))}"
-    return Case(label, shape, lambda: operators.KernelBlur(kernel=_array(*size), boundary=boundary))
+    return Case(label, shape, lambda: operators.KernelBlur(kernel=_array(*size), normalise=True, boundary=boundary))
+
+
+def _varying(boundary: str, kernels: tuple[int, ...], *shape: int) -> Case:
+    label = f"varying_blur:{'x'.join(map(str, kernels))},boundary={boundary}@{'x'.join(map(str, shape))}"
+    return Case(label, shape, lambda: operators.VaryingBlur(kernels=_array(*kernels), boundary=boundary))
 
 
 _CIRCULAR = "gaussian_blur:sigma=0.8,boundary=circular"
@@ -78,6 +83,13 @@ CASES: list[Case] = [
     *(_spec(f"uniform_blur:size=3,boundary={b}", 1, 7, 8) for b in BOUNDARIES),
     *(_spec(f"uniform_blur:size=3,boundary={b}", 3, 6, 6) for b in ("circular", "reflect")),
     *(_spec(f"motion_blur:length=4.3,angle=30,boundary={b}", 1, 7, 8) for b in BOUNDARIES),
+    *(_spec(f"motion_blur:length=4,angle=90,boundary={b}", 1, 7, 5) for b in ("zero", "valid")),
+    *(_spec(f"anisotropic_blur:sigma=0.9x0.4,angle=30,boundary={b}", 1, 7, 8) for b in BOUNDARIES),
+    _spec("anisotropic_blur:sigma=0.4x0.9", 3, 9, 5),
+    *(_spec(f"defocus_blur:radius=1.7,boundary={b}", 1, 7, 8) for b in BOUNDARIES),
+    *(_spec(f"varying_blur:corner=1.5,grid=2x3,boundary={b}", 1, 8, 7) for b in BOUNDARIES),
+    _varying("reflect", (2, 3, 3, 2), 3, 6, 5),
+    _varying("circular", (1, 1, 3, 3), 1, 6, 5),
     _spec("motion_blur:length=3,angle=-70,boundary=circular", 3, 6, 5),
     _spec("motion_blur:length=5,path=random,seed=3", 3, 7, 7),
     *(_kernel(b, (3, 4), 1, 8, 7) for b in BOUNDARIES),
@@ -90,12 +102,25 @@ CASES: list[Case] = [
     *(_spec(f"downsample:factor=3,kernel=bicubic,boundary={b}", 1, 12, 15) for b in ("reflect", "circular")),
     *(_spec(f"downsample:factor=2,kernel=gaussian,boundary={b}", 3, 10, 8) for b in ("reflect", "circular")),
     _spec("downsample:factor=3,kernel=gaussian,sigma=0.9", 1, 9, 12),
+    *(_spec(f"downsample:factor=2,kernel=lanczos,boundary={b}", 1, 12, 14) for b in ("reflect", "circular")),
     _spec("inpaint", 3, 5, 6),
     _spec("inpaint:keep=0.2,seed=5", 1, 6, 6),
     _spec("inpaint:box=3x2+1+2", 3, 5, 6),
-    Case("inpaint:mask", (3, 4, 5), lambda: operators.Inpaint(mask=_array(4, 5))),
+    _spec("inpaint:strokes=1,width=2", 3, 9, 8),
+    _spec("inpaint:keep=0.4,per_channel=true", 3, 5, 6),
+    Case("inpaint:mask", (3, 4, 5), lambda: operators.Inpaint(mask=_array(4, 5) > 0.5)),
+    Case(
+        "inpaint:mask,per_channel", (3, 4, 5), lambda: operators.Inpaint(mask=_array(3, 4, 5) > 0.5, per_channel=True)
+    ),
     _spec("random_subsample:keep=0.3,seed=1", 3, 5, 4),
     _spec("grayscale", 3, 4, 5),
+    _spec("grayscale:weights=bt709", 3, 4, 5),
+    Case("spectral_mixing:wide", (4, 3, 5), lambda: operators.SpectralMixing(_array(2, 4))),
+    Case("spectral_mixing:tall", (2, 3, 4), lambda: operators.SpectralMixing(_array(4, 2))),
+    *(_spec(f"demosaic:pattern={p}", 3, 5, 4) for p in ("rggb", "gbrg")),
+    _spec("pansharpen:factor=2", 3, 4, 6),
+    _spec("pansharpen:factor=2,kernel=bicubic", 2, 10, 8),
+    _spec("pansharpen:factor=3", 1, 6, 3),
     Case("linear:wide", (1, 3, 4), lambda: operators.Linear(_array(7, 12), shape=(1, 3, 4))),
     Case("linear:tall", (5,), lambda: operators.Linear(_array(8, 5))),
     Case("linear:rank_one", (6,), _rank_one),
