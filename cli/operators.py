@@ -11,12 +11,17 @@ from . import options, tables
 EXAMPLES = """
 invdiff operators list
 invdiff operators show gaussian_blur
+invdiff operators check gaussian_blur:sigma=2
 """
 
 
 @click.command(
     cls=options.LazyGroup,
-    commands={"list": "invdiff.cli.operators:list_operators", "show": "invdiff.cli.operators:show_operator"},
+    commands={
+        "list": "invdiff.cli.operators:list_operators",
+        "show": "invdiff.cli.operators:show_operator",
+        "check": "invdiff.cli.operators_check:check",
+    },
     epilog=EXAMPLES,
 )
 def operators() -> None:
