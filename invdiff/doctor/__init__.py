@@ -18,9 +18,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from invdiff.bridge import as_operator
 from invdiff.device import choose_device
 from invdiff.errors import UsageError
-from invdiff.operator import Shape
+from invdiff.operator import Operator, Shape
 from invdiff.problem import resolve_operator
 
 from . import basics, contract, inverses, linearity
@@ -80,7 +81,7 @@ def check(operator: Any, shape: Shape | None = None, *, device: str = "cpu", cos
     operator itself raises during a check is that check's failure, and the others go on.
     """
     start = time.perf_counter()
-    built = resolve_operator(operator)
+    built = resolve_operator(operator) if isinstance(operator, (str, Operator)) else as_operator(operator, shape)
     subject = Subject(built, choose_shape(built, shape), choose_device(device))
     lines: dict[str, Line] = {}
     for name, (examine, after) in CHECKS.items():

@@ -56,8 +56,7 @@ def spec(s: Subject) -> Line:
     from invdiff import operators
 
     op = s.operator
-    values = [getattr(op, field.name) for field in dataclasses.fields(op)]
-    if any(not isinstance(value, (str, int, float, tuple, type(None))) and not _is_text(value) for value in values):
+    if _holds_objects(op):
         return not_applicable(f"{op.spec}: holds objects that only Python can give")
     try:
         again = operators.get(op.spec)
@@ -65,6 +64,8 @@ def spec(s: Subject) -> Line:
         if op.name not in operators.REGISTRY:
             return not_applicable(f"{op.spec}: not registered under a name")
         return failed(f"operators.get({op.spec!r}) refuses", str(refusal))
+    if type(again) is not type(op):
+        return not_applicable(f"{op.spec}: the name {op.name} is registered for another class")
     x = s.pictures()
     if again != op or again.spec != op.spec:
         return failed(f"{op.spec!r} builds {again.spec!r}, which is not equal", "spec or __eq__ leaves a parameter out")
@@ -75,9 +76,12 @@ def spec(s: Subject) -> Line:
     return passed(op.spec)
 
 
-def _is_text(value: Any) -> bool:
-    """Whether a parameter's kind has a text form, as a box has: a small frozen dataclass that is no operator."""
-    return dataclasses.is_dataclass(value) and not isinstance(value, Operator)
+def _holds_objects(op: Operator) -> bool:
+    """Whether a field has a value without a text form, such as an array, an operator or a physics of another library."""
+    values = [getattr(op, field.name) for field in dataclasses.fields(op)]
+    text = (str, int, float, tuple, type(None))
+    boxes = [dataclasses.is_dataclass(value) and not isinstance(value, Operator) for value in values]
+    return not all(isinstance(value, text) or box for value, box in zip(values, boxes, strict=True))
 
 
 def pickled(s: Subject) -> Line:
@@ -85,6 +89,8 @@ def pickled(s: Subject) -> Line:
     try:
         again = pickle.loads(pickle.dumps(s.operator))
     except Exception as failure:
+        if _holds_objects(s.operator):
+            return not_applicable(f"holds an object that cannot be: {failure}")
         cause = "keep parameters in fields and make tables, functions and files when asked for (Operator.cached)"
         return failed(f"cannot be pickled: {failure}", cause)
     if not isinstance(again, type(s.operator)):
@@ -138,7 +144,7 @@ def cost(s: Subject, network: bool = False) -> Line:
         both = sum(numbers.values())
         numbers["network_ms"] = call = network_call(s)
         numbers["share"] = both / call
-        return passed(f"{text}: {both / call:.1%} of one network call at 256x256 ({call:.0f} ms)", **numbers)
+        return passed(f"{text}: {both / call:.2%} of one network call at 256x256 ({call:.0f} ms)", **numbers)
     return passed(f"{text} (--cost: beside a network call)", **numbers)
 
 

@@ -88,29 +88,28 @@ class Subject:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        x = torch.zeros(1, *self.shape, device=self.device)
-        for dtype in (torch.float64, torch.float32):
-            try:
-                self.A(x.to(dtype))
-                return dtype
-            except Exception:
-                continue
-        return torch.float64
-
-    @cached_property
-    def epsilon(self) -> float:
-        """The rounding unit that A computes in: float32's where an image rounded to float32 has the very same A(x)."""
-        x = self.images(count=1)
+        """float32 where A refuses float64, or computes in float32 whatever comes in: where an image rounded to float32 has
+        the very same A(x)."""
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(1, *self.shape, generator=generator, dtype=torch.float64).to(self.device)
         try:
-            y = self.A(x)
-            single = y.dtype != torch.float64 or torch.equal(self.A(x.float().to(x)), y)
+            y, rounded = self.A(x), self.A(x.float().double())
         except Exception:
-            single = False
-        return torch.finfo(torch.float32 if single and self.operator.linear else self.dtype).eps
+            try:
+                self.A(x.float())
+            except Exception:
+                return torch.float64  # it takes neither, which the checks will tell
+            return torch.float32
+        single = y.dtype != torch.float64 or (self.operator.linear and torch.equal(y, rounded))
+        return torch.float32 if single else torch.float64
+
+    @property
+    def epsilon(self) -> float:
+        return torch.finfo(self.dtype).eps
 
     @cached_property
     def tolerance(self) -> float:
-        """What rounding may do to a relative error: a sum of k terms loses sqrt(k) epsilon, a chain of maps a few times that."""
+        """What rounding may do to a relative error: a sum of k terms loses sqrt(k) epsilon, a chain of maps more."""
         return self.epsilon * 16 * (math.sqrt(max(math.prod(self.shape), math.prod(self.out))) + 16)
 
     # Facts that several checks use.
@@ -145,7 +144,9 @@ class Subject:
         return self.milliseconds(lambda: self.A_adjoint(self.A(x)) if y is not None else None, 1)
 
     def others(self, sides: tuple[tuple[int, int], ...]) -> Iterator[Subject]:
-        """The same operator on images of other sizes (rows, columns), as far as it takes them."""
+        """The same operator on images of other sizes (rows, columns), as far as it takes them; none if it has one size."""
+        if getattr(self.operator, "shape", None) is not None:
+            return
         for rows, columns in sides:
             try:
                 if len(self.shape) == 3:
