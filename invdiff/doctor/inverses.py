@@ -14,7 +14,7 @@ from .subject import Mismatch, Subject, fit, gap, inner, quiet
 
 CONDITION = 100
 """gamma ||A||^2 for prox_l2 and solve_data: the condition number that conjugate gradients meet."""
-SLOW = 10.0
+SLOW = 3.0
 """Milliseconds for A and A^T together above which iterated inverses are examined on small images."""
 LOOSE = 1e-3
 """How far A+ A may be from an orthogonal projection: a pseudo-inverse loses the condition number to rounding
