@@ -14,12 +14,17 @@ invdiff operators show gaussian_blur
 
 # a chain: the links act from left to right
 invdiff operators show 'gaussian_blur:sigma=1 | downsample:factor=4'
+invdiff operators check gaussian_blur:sigma=2
 """
 
 
 @click.command(
     cls=options.LazyGroup,
-    commands={"list": "invdiff.cli.operators:list_operators", "show": "invdiff.cli.operators:show_operator"},
+    commands={
+        "list": "invdiff.cli.operators:list_operators",
+        "show": "invdiff.cli.operators:show_operator",
+        "check": "invdiff.cli.operators_check:check",
+    },
     epilog=EXAMPLES,
 )
 def operators() -> None:
