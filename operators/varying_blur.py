@@ -167,7 +167,7 @@ class TiledFilter(PaddedFilter):
         return y
 
     def inverse(self, gamma: float, r: torch.Tensor) -> torch.Tensor:
-        """sum_i sqrt(w_i) (I + gamma (K_i K_i^T + floor I))^-1 sqrt(w_i) r, positive definite: nearly (I + gamma A A^T)^-1."""
+        """sum_i sqrt(w_i) (I + gamma (K_i K_i^T + floor))^-1 sqrt(w_i) r, positive definite: nearly (I + gamma A A^T)^-1."""
         u = working(r)
         root = self.root.like(u)
         # Where tiles meet A passes even what each of their kernels stops: measured, as in Filter.data_preconditioner.
