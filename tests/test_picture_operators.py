@@ -168,7 +168,7 @@ def test_downsampling_is_pillows_inside(kernel: str, factor: int) -> None:
 @pytest.mark.skipif(not BENCH.is_dir(), reason="published kernels are not on this machine")
 @pytest.mark.parametrize(("factor", "key", "origin"), [(2, "k00", 11), (3, "k01", 10), (4, "k02", 9)])
 def test_a_photograph_shrunk_by_the_published_bicubic_kernel(factor: int, key: str, origin: int) -> None:
-    """The published kernels are estimates, of which 1 to 2 % of the sum lies outside the true support. A photograph made
+    """The published kernels are estimates: 9 to 20 % of their absolute sum lies outside the true support. A photograph made
     smaller by them is ours within half a step of 8 bits (rms), if the kernel's entry (origin, origin) is put on the block's
     first pixel: theirs has its middle, 12, on pixel 12 - origin, ours on the middle of the block, (factor - 1) / 2."""
     photo = np.asarray(PIL.Image.open(BENCH / "set14" / "face.png").convert("L"), dtype=np.float64)[:240, :240] / 255

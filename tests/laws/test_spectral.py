@@ -171,7 +171,7 @@ def test_the_most_exact_way_is_chosen() -> None:
     small, large = (1, 8, 8), (1, 40, 40)
     assert np.prod(large) > DENSE >= np.prod(small)
     assert isinstance(spectral(operators.get("gaussian_blur"), (1, 64, 64)), Decomposed)
-    blur = operators.get("motion_blur:length=2")
+    blur = operators.get("motion_blur:length=5,angle=30")
     assert isinstance(spectral(blur, small), Decomposed)
     assert spectral(blur, small).svd is spectral(blur, small).svd  # made once
     chosen = spectral(blur, large, 7)
