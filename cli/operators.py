@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
 
-from . import options, tables
+from . import errors, options, tables
 
 EXAMPLES = """
 invdiff operators list
 invdiff operators show gaussian_blur
+invdiff operators new coded_aperture
 """
 
 
 @click.command(
     cls=options.LazyGroup,
-    commands={"list": "invdiff.cli.operators:list_operators", "show": "invdiff.cli.operators:show_operator"},
+    commands={
+        "list": "invdiff.cli.operators:list_operators",
+        "show": "invdiff.cli.operators:show_operator",
+        "new": "invdiff.cli.operators_new:new_operator",
+    },
     epilog=EXAMPLES,
 )
 def operators() -> None:
-    """List the forward operators and their parameters."""
+    """List the forward operators and their parameters; start one of your own."""
 
 
 @click.command("list", cls=options.Command, epilog="invdiff operators list")
@@ -29,22 +35,25 @@ def list_operators() -> None:
     from invdiff.operators import REGISTRY
 
     rows = []
-    for name, cls in REGISTRY.items():
+    found, failed = REGISTRY.usable()
+    for name, cls in found.items():
         able, dependent = solvers_for(cls)
         rows.append((name, tables.first_line(cls), ", ".join(able) + (", ..." if dependent else "")))
     click.echo(tables.table(("operator", "what it does", "works with"), rows))
     click.echo("\nParameters: invdiff operators show NAME")
+    for error in failed.values():
+        click.echo(f"unusable: {errors.one_line(str(error))}", err=True)
 
 
 @click.command("show", cls=options.Command, epilog="invdiff operators show gaussian_blur")
-@click.argument("name")
-def show_operator(name: str) -> None:
-    """What an operator computes, its parameters, and the solvers that can use it."""
-    from invdiff.operators import REGISTRY
-    from invdiff.parameters import declarations, parse_spec
+@click.argument("spec", metavar="NAME|FILE.py:CLASS")
+def show_operator(spec: str) -> None:
+    """What an operator computes, its parameters, and the solvers that can use it. Naming a file runs its code."""
+    from invdiff.operators import find
+    from invdiff.parameters import declarations
 
-    name, _ = parse_spec(name)
-    cls = REGISTRY[name]
+    cls, _ = find(spec)
+    name = cls.name
     able, dependent = solvers_for(cls)
     click.echo(f"{name}\n\n{tables.docstring(cls)}\n")
     click.echo(tables.parameters(declarations(cls)))
@@ -57,7 +66,8 @@ def show_operator(name: str) -> None:
     click.echo(f"\nProperties: {', '.join(words)}")
     more = "; others depending on its parameters" if dependent else ""
     click.echo(f"Works with the solvers: {', '.join(able) or 'none'}{more}")
-    click.echo(f"\nExample: --operator {tables.example(name, declarations(cls))}")
+    example = tables.example(name, declarations(cls))
+    click.echo(f"\nExample: --operator {example if cls.loaded_from is None else shlex.quote(example)}")
 
 
 def has_svd(cls: Any) -> bool | None:

@@ -136,6 +136,7 @@ def restore(
     the result turned back to grey, if the operator treats channels alike. An .npy may hold a measurement of any shape.
     """
     from invdiff.noise import noise_model
+    from invdiff.plugins import absolute
     from invdiff.problem import resolve_operator
     from invdiff.restoration import TOLERANCE, default_batch_size, resolve_prior
 
@@ -163,7 +164,7 @@ def restore(
     network = resolve_prior(prior, device, precision)
     settings = Settings(
         operator=chosen_operator,
-        operator_text=operator,
+        operator_text=absolute(operator),
         noise=model,
         noise_text=noise,
         prior=network,
