@@ -53,7 +53,8 @@ def eta(steps: int) -> float:
 METHODS = {
     # The paper's DPS: step 0.1 grad ||r||^2 / ||r||, which is twice that times grad ||r||, whatever the number of steps.
     "DPS": Row(lambda steps, _: f"dps:weight={0.2 * max(steps, 1) / 1000:g},limit=1e9"),
-    "PiGDM": Row(lambda steps, _: "pigdm"),
+    "PiGDM": Row(lambda steps, _: f"pigdm:eta={eta(steps)}"),
+    "PiGDM, Tweedie's weight": Row(lambda steps, _: "pigdm:transition=ancestral"),
     "MMPS": Row(lambda steps, _: "mmps:iterations=4"),
     "MCGdiff": Row(lambda steps, n: f"mcg_diff:eta={eta(steps)},particles={n}"),
     "FPS-SMC": Row(lambda _, n: f"fps_smc:particles={n}"),

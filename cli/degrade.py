@@ -20,6 +20,9 @@ invdiff degrade photo.png -o blurred.png --operator gaussian_blur:sigma=2 --nois
 
 # a folder, four times smaller; float TIFF keeps values outside [0, 1]
 invdiff degrade clean/ -o small/ --operator downsample:factor=4 --noise 12.75/255 --format tiff
+
+# one file with operator and noise in it: invdiff restore holes.npz -o out.png needs nothing else
+invdiff degrade photo.png -o holes.npz --operator inpaint:mask=mask.png --noise 0.01
 """
 
 
@@ -35,6 +38,7 @@ invdiff degrade clean/ -o small/ --operator downsample:factor=4 --noise 12.75/25
     "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain.",
 )
 @options.seed_option
+@options.measurement_format_option
 @options.file_options
 @options.quiet_option
 def degrade(
@@ -53,7 +57,8 @@ def degrade(
 
     INPUT: image files, folders or 'patterns*.png'. An image that the operator cannot take whole (blocks of pixels, say)
     is cropped at the bottom and right. Each output gets a record OUT.json. The noise depends on --seed and the file's
-    name alone.
+    name alone. An .npz or .safetensors is a measurement file: y, operator with its arrays, and noise, all that `restore`
+    needs.
     """
     from invdiff.noise import noise_model
     from invdiff.plugins import absolute
@@ -62,7 +67,15 @@ def degrade(
     depth = int(bits) if bits else None
     chosen = resolve_operator(operator)
     noise_model(noise, zero=True)
-    jobs = files.plan(inputs, out, extension=extension, bits=depth, overwrite=overwrite, skip_existing=skip_existing)
+    jobs = files.plan(
+        inputs,
+        out,
+        extension=extension,
+        bits=depth,
+        overwrite=overwrite,
+        skip_existing=skip_existing,
+        writes=files.MEASUREMENT_BITS,
+    )
     files.refuse_inputs(jobs, files.read_by(chosen))
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
@@ -87,7 +100,7 @@ def degrade_one(
     job: Job, operator: Operator, noise: str, seed: int, bits: int | None, command: str, quiet: bool
 ) -> None:
     """Measure one image, write y and its record, and print what was done."""
-    from invdiff.images import all_or_nothing, read_measurement, write_json, write_measurement
+    from invdiff.images import WRITABLE_BITS, all_or_nothing, read_measurement, write_json, write_measurement
     from invdiff.noise import noise_model
     from invdiff.problem import Problem
     from invdiff.restoration import degrade as degrade_tensor
@@ -104,7 +117,8 @@ def degrade_one(
         x = x[:, : usable[1], : usable[2]]
     y = degrade_tensor(x[None], operator, noise=noise, seed=seed, ids=[job.key])[0]
     model = noise_model(noise, zero=True)
-    sigma_y = Problem.of(operator, y[None], model, tuple(x.shape)).sigma_y
+    problem = Problem.of(operator, y[None], model, tuple(x.shape))
+    sigma_y = problem.sigma_y
     record = {
         "operator": operator.settings(),
         "noise": {"model": model.spec, "sigma_y": sigma_y, "unit": "standard deviation, images in [0, 1]"},
@@ -115,7 +129,11 @@ def degrade_one(
         "working_folder": os.getcwd(),
     }
     with all_or_nothing():
-        clipped = write_measurement(job.target, y, bits)
+        if job.target.suffix.lower() in WRITABLE_BITS:
+            clipped = write_measurement(job.target, y, bits)
+        else:
+            problem.save(job.target, seed)
+            clipped = 0.0
         shapes = {"image_shape": list(x.shape), "measurement_shape": list(y.shape)}
         write_json(job.record, record | {"output": {"path": str(job.target), "clipped": clipped, **shapes}})
     if quiet:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from invdiff.errors import ImageError, UsageError
-from invdiff.images import WRITABLE_BITS, list_images
+from invdiff.images import IMAGE_SUFFIXES, WRITABLE_BITS, list_images
 
 if TYPE_CHECKING:
     from invdiff.operator import Operator
 
 DEFAULT_EXTENSION = "png"
+# What `degrade` writes: images, and measurement files.
+MEASUREMENT_BITS = WRITABLE_BITS | {".npz": (32,), ".safetensors": (32,)}
 
 
 @dataclass(frozen=True)
@@ -62,18 +64,22 @@ def plan(
     overwrite: bool = False,
     skip_existing: bool = False,
     suffixes: Sequence[str] = (),
+    reads: Sequence[str] = IMAGE_SUFFIXES,
+    skips: Callable[[Path], bool] = lambda path: False,
+    writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS,
 ) -> list[Job]:
     """The jobs of a command, in natural order of their inputs.
 
     OUT is a file if it ends in a file type and there is one input; otherwise a folder, in which inputs keep their names
-    and the sub-folders of an input folder. `suffixes`: of the outputs that each job has besides OUT and OUT.json. Raises
+    and the sub-folders of an input folder. `suffixes`: of the outputs that each job has besides OUT and OUT.json; `reads`:
+    file types of the inputs, of which those in folders that `skips` knows are left out; `writes`: of OUT. Raises
     UsageError or ImageError, before any computation, for what could not be written: an unknown file type, two inputs
     for one output, an output that is an input or somebody else's file.
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other; give one of them")
-    found = _find(inputs, Path(out))
-    as_file = is_file_name(out, several=len(found) > 1)
+    found = _find(inputs, Path(out), reads, skips)
+    as_file = is_file_name(out, several=len(found) > 1, writes=writes)
     if as_file and len(found) > 1:
         raise UsageError(f"{len(found)} inputs cannot go to one file {out}; give a folder, e.g. -o {Path(out).stem}/")
     if as_file and extension is not None:
@@ -86,26 +92,26 @@ def plan(
     _refuse_shared(jobs)
     left = [job for job in jobs if not (skip_existing and job.target.exists())]
     for job in left:
-        check_outputs(job, bits, overwrite)
+        check_outputs(job, bits, overwrite, writes)
     return left
 
 
-def is_file_name(out: str, several: bool = False) -> bool:
+def is_file_name(out: str, several: bool = False, writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS) -> bool:
     """True if OUT means a file. Raises UsageError for a file type that cannot be written."""
     path = Path(out)
     if out.endswith(("/", os.sep)) or path.is_dir() or not path.suffix:
         return False
-    if path.suffix.lower() in WRITABLE_BITS:
+    if path.suffix.lower() in writes:
         return True
     if several:
         return False
-    types = ", ".join(WRITABLE_BITS)
+    types = ", ".join(writes)
     raise UsageError(f"cannot write {out}: {path.suffix!r} is none of {types}; for a folder write {out}/")
 
 
-def check_writable(path: Path, bits: int | None = None) -> None:
+def check_writable(path: Path, bits: int | None = None, writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS) -> None:
     """Raise ImageError if a file could not be written there, UsageError if its type does not hold these bits."""
-    allowed = WRITABLE_BITS[path.suffix.lower()]
+    allowed = writes[path.suffix.lower()]
     if bits is not None and bits not in allowed:
         raise UsageError(
             f"--bits {bits} does not fit {path}: {path.suffix} holds {' or '.join(map(str, allowed))} bits"
@@ -121,15 +127,19 @@ def check_writable(path: Path, bits: int | None = None) -> None:
         raise ImageError(f"cannot write {path}: no permission to write in {ancestor}; choose another -o")
 
 
-def _find(inputs: Sequence[str], out: Path) -> list[tuple[Path, Path]]:
+def _find(
+    inputs: Sequence[str], out: Path, reads: Sequence[str], skips: Callable[[Path], bool]
+) -> list[tuple[Path, Path]]:
     """(path, path below the folder it was found in) of each input, each once; earlier outputs are left out."""
     found: dict[Path, tuple[Path, Path]] = {}
     ignored = 0
     for argument in inputs:
         root = Path(argument)
-        for source in list_images([argument]):
+        for source in list_images([argument], reads):
             if root.is_dir() and out.is_dir() and out.resolve() != root.resolve() and _below(source, out):
                 ignored += 1
+                continue
+            if not root.is_file() and skips(source):
                 continue
             inside = source.relative_to(root) if root.is_dir() else Path(source.name)
             found.setdefault(source.resolve(), (source, inside))
@@ -154,9 +164,15 @@ def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
 
 
 def read_by(operator: Operator) -> list[Path]:
-    """The files among an operator's parameters, such as a mask."""
-    parameters = operator.settings()["parameters"].values()
-    return [Path(value) for value in parameters if isinstance(value, str) and Path(value).is_file()]
+    """The files among the parameters of an operator and of those that it is made of, such as a mask."""
+
+    def files(settings: dict[str, Any]) -> list[Path]:
+        own = [Path(value) for value in settings["parameters"].values() if isinstance(value, str)]
+        return [path for path in own if path.is_file()] + [
+            path for one in settings.get("of", ()) for path in files(one)
+        ]
+
+    return files(operator.settings())
 
 
 def _refuse_shared(jobs: Sequence[Job]) -> None:
@@ -170,12 +186,14 @@ def _refuse_shared(jobs: Sequence[Job]) -> None:
                 )
 
 
-def check_outputs(job: Job, bits: int | None, overwrite: bool) -> None:
+def check_outputs(
+    job: Job, bits: int | None, overwrite: bool, writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS
+) -> None:
     """Raise ImageError if an output could not be written, UsageError if it exists and invdiff did not write it."""
     own = recorded(job.record)
     for path in job.outputs:
         if path != job.record:
-            check_writable(path, bits)
+            check_writable(path, bits, writes)
         elif path.is_dir():
             raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
         if path.exists() and not overwrite and path.name not in own:

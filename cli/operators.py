@@ -13,6 +13,9 @@ EXAMPLES = """
 invdiff operators list
 invdiff operators show gaussian_blur
 invdiff operators new coded_aperture
+
+# a chain: the links act from left to right
+invdiff operators show 'gaussian_blur:sigma=1 | downsample:factor=4'
 """
 
 
@@ -48,10 +51,16 @@ def list_operators() -> None:
 @click.command("show", cls=options.Command, epilog="invdiff operators show gaussian_blur")
 @click.argument("spec", metavar="NAME|FILE.py:CLASS")
 def show_operator(spec: str) -> None:
-    """What an operator computes, its parameters, and the solvers that can use it. Naming a file runs its code."""
-    from invdiff.operators import find
-    from invdiff.parameters import declarations
+    """What an operator computes, its parameters, and the solvers that can use it; of a chain "a | b", what links it has.
 
+    Naming a file runs the code in it.
+    """
+    from invdiff.operators import find
+    from invdiff.parameters import declarations, split_links
+
+    if len(split_links(spec)) > 1:
+        show_chain(spec)
+        return
     cls, _ = find(spec)
     name = cls.name
     able, dependent = solvers_for(cls)
@@ -68,6 +77,24 @@ def show_operator(spec: str) -> None:
     click.echo(f"Works with the solvers: {', '.join(able) or 'none'}{more}")
     example = tables.example(name, declarations(cls))
     click.echo(f"\nExample: --operator {example if cls.loaded_from is None else shlex.quote(example)}")
+
+
+def show_chain(spec: str) -> None:
+    """The links of "a | b" in the order in which they act, what the whole offers, and the solvers that can use it."""
+    from invdiff import operators, solvers
+
+    chain = operators.get(spec)
+    rows = [(one["spec"], tables.first_line(operators.find(one["spec"])[0])) for one in chain.settings()["of"]]
+    click.echo(f"{chain}\n")
+    click.echo(tables.table(("link", "what it does"), rows))
+    offers = {
+        "linear": chain.linear,
+        "differentiable": chain.differentiable,
+        "singular value decomposition": chain.has_svd,
+    }
+    words = [text if value else f"not {text}" for text, value in offers.items()]
+    able = [name for name in solvers.names() if not solvers.get(name).missing(chain)]
+    click.echo(f"\nProperties: {', '.join(words)}\nWorks with the solvers: {', '.join(able) or 'none'}")
 
 
 def has_svd(cls: Any) -> bool | None:

@@ -141,6 +141,20 @@ class Quantiles(click.ParamType):
         return numbers
 
 
+class Fraction(click.ParamType):
+    """A number or a quotient."""
+
+    name = "fraction"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from invdiff.parameters import fraction
+
+        try:
+            return fraction(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a number or a quotient such as 1/255.", param, ctx)
+
+
 class Numbers(click.ParamType):
     """Whole numbers above zero, separated by commas."""
 
@@ -188,7 +202,7 @@ class _OperatorOption(click.Option):
 
 OPERATOR_HELP = (
     "Forward operator A: NAME, NAME:key=value,... or a class of your own, FILE.py:CLASS(key=value,...), which runs the "
-    "code in that file."
+    "code in that file; 'A | B' is A and then B."
 )
 operator_option = click.option("--operator", cls=_OperatorOption, metavar="SPEC", required=True, help=OPERATOR_HELP)
 seed_option = click.option(
@@ -202,6 +216,15 @@ prior_option = click.option(
 )
 quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 
+raw_options = together(
+    click.option("--key", metavar="NAME[i,j]", help="Array of an .npz or .h5 file, and indices into its first axes."),
+    click.option(
+        "--axes", metavar="CHW", help="Stored axes of a raw array, in order: C, H, W, and 2 for (real, imaginary)."
+    ),
+    click.option(
+        "--scale", type=Fraction(), metavar="FACTOR", help="Factor on raw values, needed for integers: 1/255."
+    ),
+)
 hardware_options = together(
     click.option("--device", metavar="DEVICE", default="auto", help=f"Where the network runs: {', '.join(DEVICES)}."),
     click.option(
@@ -213,17 +236,23 @@ hardware_options = together(
     ),
 )
 
+format_option = click.option(
+    "--format",
+    "extension",
+    type=click.Choice(["png", "tiff", "npy"]),
+    help="File type of the outputs in a folder.  [default: png]",
+)
+measurement_format_option = click.option(
+    "--format",
+    "extension",
+    type=click.Choice(["png", "tiff", "npy", "npz", "safetensors"]),
+    help="File type of the outputs in a folder; npz and safetensors hold operator and noise too.  [default: png]",
+)
 file_options = together(
     click.option(
         "--bits",
         type=click.Choice(["8", "16"]),
         help="Bits per value of PNG and TIFF files.  [default: 8 for PNG, float for TIFF]",
-    ),
-    click.option(
-        "--format",
-        "extension",
-        type=click.Choice(["png", "tiff", "npy"]),
-        help="File type of the outputs in a folder.  [default: png]",
     ),
     click.option(
         "--overwrite",

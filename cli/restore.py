@@ -30,6 +30,13 @@ invdiff restore holes.png -o out.png --operator inpaint:mask=mask.png --noise 0.
 # as many samples as the mean needs, and an interval that holds 90 % of them at every pixel
 invdiff restore holes.png -o out.png --operator inpaint:mask=mask.png --noise 0.01 --samples auto --quantiles 0.05,0.95
 
+# a measurement file of `invdiff degrade`, which knows its operator and noise
+invdiff restore holes.npz -o out.png
+
+# raw data: one slice of stored k-space, photon counts
+invdiff restore scan.h5 -o out.npy --key 'kspace[17]' --axes CHW --operator my_scanner --noise 0.01
+invdiff restore counts.npy -o out.png --axes HW --scale 1/255 --operator identity --noise poisson:gain=1/255
+
 # compare with the truth
 invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --reference clean/
 """
@@ -38,14 +45,18 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
 @click.command(cls=options.Command, epilog=EXAMPLES)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--out", metavar="OUT", required=True, help="Output file for one input, else a folder.")
-@options.operator_option
+@click.option(
+    "--operator",
+    metavar="SPEC",
+    help="Forward operator A: NAME or NAME:key=value,... (`invdiff operators list`); not needed for a measurement file.",
+)
 @click.option(
     "--noise",
     metavar="SIGMA|SPEC",
-    required=True,
     help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255; or poisson:gain=0.02, "
-    "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain.",
+    "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain; not needed for a measurement file.",
 )
+@options.raw_options
 @options.prior_option
 @click.option(
     "--solver",
@@ -101,13 +112,17 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     metavar="N",
     help="Images of one size that run together; the result does not depend on it.  [default: 1 on a CPU, else 16]",
 )
+@options.format_option
 @options.file_options
 @options.quiet_option
 def restore(
     inputs: tuple[str, ...],
     out: str,
-    operator: str,
-    noise: str,
+    operator: str | None,
+    noise: str | None,
+    key: str | None,
+    axes: str | None,
+    scale: float | None,
     prior: str,
     solver: str,
     steps: int | None,
@@ -134,10 +149,16 @@ def restore(
     .npy). Each output gets a record OUT.json: settings, seed, versions, hashes, and the command that repeats it. Random
     numbers depend on --seed and the file's name alone. A grey input with a colour prior is repeated to three channels and
     the result turned back to grey, if the operator treats channels alike. An .npy may hold a measurement of any shape.
+
+    An .npz or .safetensors that `invdiff degrade` wrote brings its own operator and noise; --operator and --noise stand
+    in for them, with a note. --key, --axes and --scale read raw arrays (docs/measurements.md).
     """
+    from invdiff import measurement_files
+    from invdiff.images import IMAGE_SUFFIXES
     from invdiff.noise import noise_model
     from invdiff.plugins import absolute
     from invdiff.problem import resolve_operator
+    from invdiff.raw_data import HDF5_SUFFIXES, Layout, is_raw
     from invdiff.restoration import TOLERANCE, default_batch_size, resolve_prior
 
     if tolerance is not None and samples != "auto":
@@ -145,7 +166,9 @@ def restore(
     if quantiles and samples == 1:
         raise click.UsageError("--quantiles needs more than one sample: add --samples 16, or auto.")
     depth = int(bits) if bits else None
-    chosen_operator, model = resolve_operator(operator), noise_model(noise)
+    layout = Layout(key, axes, scale)
+    chosen_operator = None if operator is None else resolve_operator(operator)
+    model = None if noise is None else noise_model(noise)
     method, extra = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator)
     jobs = files.plan(
         inputs,
@@ -155,18 +178,28 @@ def restore(
         overwrite=overwrite,
         skip_existing=skip_existing,
         suffixes=companions(samples, quantiles or ()),
+        reads=(*IMAGE_SUFFIXES, *measurement_files.SUFFIXES, *HDF5_SUFFIXES),
+        skips=lambda path: not layout.given and measurement_files.is_other(path),
     )
+    for job in jobs:
+        if job.source.suffix.lower() not in measurement_files.SUFFIXES or is_raw(job.source, layout):
+            missing = [name for name, value in (("--operator", operator), ("--noise", noise)) if value is None]
+            if missing:
+                raise click.UsageError(
+                    f"Missing option {missing[0]!r}: {job.source} does not say it (a measurement file would)."
+                )
     references = match_references(jobs, reference)
-    files.refuse_inputs(jobs, [*references.values(), *files.read_by(chosen_operator)])
+    files.refuse_inputs(jobs, [*references.values(), *(files.read_by(chosen_operator) if chosen_operator else ())])
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
         return 0
     network = resolve_prior(prior, device, precision)
     settings = Settings(
         operator=chosen_operator,
-        operator_text=absolute(operator),
+        operator_text=absolute(operator) if operator else None,
         noise=model,
         noise_text=noise,
+        layout=layout,
         prior=network,
         prior_text=prior,
         solver=method,
@@ -186,7 +219,7 @@ def restore(
 
 
 def resolve_solver(
-    solver: str, steps: int | None, hyperparameters: dict[str, Any], operator: Operator
+    solver: str, steps: int | None, hyperparameters: dict[str, Any], operator: Operator | None
 ) -> tuple[Solver | str, dict[str, Any]]:
     """The solver with all its settings, checked against the operator; or "auto", which is chosen for each image's
     shape, and the settings to change in it."""
@@ -201,7 +234,8 @@ def resolve_solver(
     if solver.partition(":")[0] == "auto":
         raise click.UsageError("--solver auto takes no settings of its own; use --set key=value.")
     chosen = solvers.get(solver, **hyperparameters)
-    chosen.check(operator)
+    if operator is not None:
+        chosen.check(operator)
     return chosen, {}
 
 

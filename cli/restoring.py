@@ -20,9 +20,11 @@ from .files import Job
 if TYPE_CHECKING:
     import torch
 
+    from invdiff.images import ImageFile
     from invdiff.noise import NoiseModel
     from invdiff.operator import Operator
     from invdiff.priors.base import Prior
+    from invdiff.raw_data import Layout
     from invdiff.solution import Solution
     from invdiff.solvers.base import Solver
 
@@ -33,10 +35,11 @@ PRECISION_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 class Settings:
     """The options that decide a result, resolved."""
 
-    operator: Operator
-    operator_text: str
-    noise: NoiseModel
-    noise_text: str
+    operator: Operator | None
+    operator_text: str | None
+    noise: NoiseModel | None
+    noise_text: str | None
+    layout: Layout
     prior: Prior
     prior_text: str
     solver: Solver | str
@@ -60,7 +63,12 @@ class Settings:
     def command(self, job: Job, solver: dict[str, Any]) -> str:
         """The command that makes this one output again, with everything spelled out; solver: as it was resolved."""
         words = ["invdiff", "restore", str(job.source), "-o", str(job.target)]
-        words += ["--operator", self.operator_text, "--noise", self.noise_text, "--prior", self.prior_text]
+        words += ["--operator", self.operator_text] if self.operator_text is not None else []
+        words += ["--noise", self.noise_text] if self.noise_text is not None else []
+        for name in ("key", "axes", "scale"):
+            value = getattr(self.layout, name)
+            words += [f"--{name}", str(value)] if value is not None else []
+        words += ["--prior", self.prior_text]
         words += ["--solver", spell_out(solver), "--samples", str(self.samples), "--seed", str(self.seed)]
         words += ["--tolerance", str(self.tolerance)] if self.samples == "auto" else []
         words += ["--quantiles", ",".join(map(str, self.quantiles))] if self.quantiles else []
@@ -78,11 +86,14 @@ class Settings:
 @dataclass(frozen=True)
 class Measurement:
     """One input, ready to be restored. y: in the measurement's shape; grey: the (1, H, W) that was repeated to it for a
-    colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`)."""
+    colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`); measured: the
+    noise of the input itself."""
 
     job: Job
     y: torch.Tensor
+    operator: Operator
     noise: NoiseModel
+    measured: NoiseModel
     description: str
     grey: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
@@ -164,7 +175,7 @@ def batches(
         except Exception as error:
             fail(job, error)
             continue
-        alike = batch and (batch[0].y.shape, batch[0].noise) == (measurement.y.shape, measurement.noise)
+        alike = batch and _kind(batch[0]) == _kind(measurement)
         # How many samples "auto" takes must not depend on the neighbours, nor the average of a noise that varies.
         alone = settings.samples == "auto" or measurement.noise.quantum > 0
         fits = alike and len(batch) < settings.batch_size and not alone
@@ -176,12 +187,44 @@ def batches(
         yield batch
 
 
+def _kind(measurement: Measurement) -> tuple[Any, ...]:
+    return measurement.y.shape, measurement.operator, measurement.noise
+
+
+def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel]:
+    """The input, and its operator and noise: a measurement file's own, unless others are given."""
+    from invdiff import measurement_files
+    from invdiff.errors import ImageError
+    from invdiff.images import ImageFile, read_measurement
+    from invdiff.raw_data import is_raw, read_raw
+
+    operator, noise = settings.operator, settings.noise
+    if is_raw(job.source, settings.layout) or job.source.suffix.lower() not in measurement_files.SUFFIXES:
+        assert operator is not None and noise is not None  # checked with the options
+        if is_raw(job.source, settings.layout):
+            return read_raw(job.source, settings.layout), operator, noise
+        return read_measurement(job.source, operator.image_shape), operator, noise
+    file = measurement_files.load(job.source)
+    if len(file.y) != 1:
+        raise ImageError(
+            f"{job.source} holds {len(file.y)} measurements; save them one by one, problem.rows([0]).save(...)"
+        )
+    problem = file.problem(operator, noise)
+    notes = [
+        f"--{name} {given} in the place of the file's {file.about[name]}"
+        for name, given in (("operator", operator and operator.spec), ("noise", noise and noise.spec))
+        if given and given != file.about[name]
+    ]
+    text = f"measurement of {file.about['operator']} with {file.about['noise']}"
+    return ImageFile(problem.y[0].float(), text, tuple(notes)), problem.operator, problem.noise_model
+
+
 def prepare(job: Job, settings: Settings) -> Measurement:
     """Read one input and its reference, and check that operator and prior fit it."""
-    from invdiff.images import read_image, read_measurement
+    from invdiff.images import read_image
 
-    operator, prior, noise, grey = settings.operator, settings.prior, settings.noise, None
-    image = read_measurement(job.source, operator.image_shape)
+    image, operator, measured = read(job, settings)
+    prior, noise, grey = settings.prior, measured, None
     y, notes = image.tensor, list(image.notes)
     shape = operator.image_shape(tuple(y.shape))
     if y.ndim == len(shape) == 3 and y.shape[0] == shape[0] == 1 and prior.channels == 3:
@@ -190,7 +233,7 @@ def prepare(job: Job, settings: Settings) -> Measurement:
         shape = (3, *shape[1:])
         notes.append(
             "grey repeated to three channels for a colour prior, result turned back to grey; "
-            f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(settings.noise)}"
+            f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(measured)}"
         )
     prior.check_shape(shape)
     truth = None
@@ -198,7 +241,7 @@ def prepare(job: Job, settings: Settings) -> Measurement:
         original = read_image(settings.references[job.source])
         truth, remarks = fit_reference(original.tensor, tuple(shape) if grey is None else (1, *shape[1:]), operator)
         notes += remarks
-    return Measurement(job, y, noise, image.description, grey, notes, truth)
+    return Measurement(job, y, operator, noise, measured, image.description, grey, notes, truth)
 
 
 def brief(noise: NoiseModel) -> str:
@@ -248,7 +291,7 @@ def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> 
 
     return restore_tensors(
         torch.stack([measurement.y for measurement in batch]),
-        settings.operator,
+        batch[0].operator,
         batch[0].noise,
         settings.prior,
         settings.solver,
@@ -275,10 +318,14 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
     record = solution.provenance(index)
     if measurement.grey is not None:
         samples, y = fit_channels(samples, 1), measurement.grey
-        problem = Problem.from_measurement(y[None], settings.operator, settings.noise)
+        problem = Problem.from_measurement(y[None], measurement.operator, measurement.measured)
         residual = torch.cat([problem.residual(sample[None]) for sample in samples])
         record["residual"] = [round(float(value), 5) for value in residual]
-        record["noise"] |= {"model": settings.noise.spec, "sigma_y": problem.sigma_y, "solved_with": solution.sigma_y}
+        record["noise"] |= {
+            "model": measurement.measured.spec,
+            "sigma_y": problem.sigma_y,
+            "solved_with": solution.sigma_y,
+        }
     comparison = None if measurement.truth is None else compare(y, samples.mean(0), measurement.truth)
     record["input"] = files.describe_input(job.source, measurement.description, measurement.notes)
     write(job, samples, record, comparison, settings)

@@ -131,14 +131,14 @@ def _decoded(path: Path, readers: Mapping[str, Callable[[Path], Decoded]]) -> De
     return pixels, description, notes
 
 
-def _require_file(path: Path) -> None:
+def _require_file(path: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> None:
     """Refuse what no decoder could read, with the likely fix."""
     if path.is_dir():
         raise ImageError(f"cannot read {path}: it is a folder, not an image. Name a file inside it.")
     if not path.exists():
         raise ImageError(f"cannot read {path}: {_why_missing(path)}")
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        fix = f"Convert it to one of {', '.join(IMAGE_SUFFIXES)}."
+    if path.suffix.lower() not in suffixes:
+        fix = f"Convert it to one of {', '.join(suffixes)}."
         raise ImageError(f"cannot read {path}: unsupported extension {path.suffix!r}. {fix}")
     if path.stat().st_size == 0:
         raise ImageError(f"cannot read {path}: the file is empty (0 bytes). Copy or export it again.")
@@ -151,7 +151,9 @@ def _why_missing(path: Path) -> str:
     return f"no such file. {f'Did you mean {path.parent / close[0]}?' if close else 'Check the path.'}"
 
 
-def list_images(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+def list_images(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], suffixes: Sequence[str] = IMAGE_SUFFIXES
+) -> list[Path]:
     """The image files that files, folders (searched recursively) and glob patterns name, in natural order, each once.
 
     Natural order puts img2 before img10. Hidden files and folders are left out of folders and patterns. Raises
@@ -160,10 +162,10 @@ def list_images(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
     paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not paths:
         raise UsageError("no images given. Name image files, folders or patterns such as 'photos/*.png'.")
-    return sorted({image for path in paths for image in _expand(Path(path))}, key=_natural_key)
+    return sorted({image for path in paths for image in _expand(Path(path), suffixes)}, key=_natural_key)
 
 
-def _expand(path: Path) -> list[Path]:
+def _expand(path: Path, suffixes: Sequence[str]) -> list[Path]:
     """The images that one file, folder or pattern names."""
     if path.is_dir():
         files = []
@@ -173,12 +175,12 @@ def _expand(path: Path) -> list[Path]:
     elif not path.exists() and glob.has_magic(str(path)):
         files = [match for match in map(Path, glob.glob(str(path), recursive=True)) if match.is_file()]
     else:
-        _require_file(path)
+        _require_file(path, suffixes)
         return [path]
-    images = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+    images = [file for file in files if file.suffix.lower() in suffixes]
     if not images:
         found = f"it has {len(files)} files, none of them" if files else "no file there"
-        raise ImageError(f"no images in {path}: {found} ending in {', '.join(IMAGE_SUFFIXES)}. Check the path.")
+        raise ImageError(f"no images in {path}: {found} ending in {', '.join(suffixes)}. Check the path.")
     return images
 
 

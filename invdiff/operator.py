@@ -10,6 +10,7 @@ An operator that knows a singular value decomposition says so (`has_svd`) and ge
 from __future__ import annotations
 
 import math
+import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ class Operator:
     orthonormal_U: ClassVar[bool] = False
     # The path and the sha256 of the file that a spec named, where the class comes from one (invdiff/plugins.py).
     loaded_from: ClassVar[Mapping[str, str] | None] = None
+    # What a composition may do with it: leave it out, because A x = x; change places with its neighbour, because A is the
+    # same on each channel alone whatever their number, or the same linear map of the channels at every pixel.
+    neutral: ClassVar[bool] = False
+    channelwise: ClassVar[bool] = False
+    pixelwise: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         validate(self, self.name)
@@ -80,6 +86,21 @@ class Operator:
     def observed(self, shape: Shape) -> torch.Tensor | None:
         """1 where an entry of y is measured and 0 where it is only a place-holder (a masked pixel), broadcastable to y;
         None where every entry is measured. `shape` is the image's."""
+        return None
+
+    def merged(self, following: Operator) -> Operator | None:
+        """One operator that is `following` after this one, with a closed form that the chain has not; else None."""
+        return None
+
+    @property
+    def tight(self) -> float | None:
+        """c > 0 where A A^T = c^2 I on all measurements, so that A^T / c keeps lengths; else None."""
+        return None
+
+    @property
+    def right_basis(self) -> str | None:
+        """A name of V: operators that share it have A^T A diagonal in each other's V, with their s in the same order,
+        for images of one shape. None where V is the operator's own; only where has_svd."""
         return None
 
     # What follows from it.
@@ -171,7 +192,36 @@ class Operator:
     def H(self) -> Operator:
         """The adjoint A^T as an operator of its own; op.H.H is op. Raises UsageError for a nonlinear operator."""
         self._require_linear("adjoint H")
+        from invdiff.algebra import Adjoint
+
         return Adjoint(self)
+
+    def then(self, *following: Any) -> Operator:
+        """y = following(A(x)): operators in the order in which they act, as "a | b" in a spec; see `Composition`."""
+        from invdiff.composition import compose
+
+        return compose(self, *following)
+
+    def stack(self, *others: Any, shape: Shape | None = None) -> Operator:
+        """y = (A(x), others(x)): all these measurements of one image; see `Stack`, which also says when to give shape."""
+        from invdiff.stacking import stack
+
+        return stack(self, *others, shape=shape)
+
+    def __add__(self, other: Operator) -> Operator:
+        from invdiff.algebra import Sum, flat
+
+        return Sum(flat(Sum, (self, other))) if isinstance(other, Operator) else NotImplemented
+
+    def __mul__(self, factor: float) -> Operator:
+        from invdiff.algebra import Scaled
+
+        if not isinstance(factor, numbers.Real):
+            return NotImplemented
+        of, known = (self.of, self.factor) if isinstance(self, Scaled) else (self, 1.0)
+        return Scaled(of, known * float(factor))
+
+    __rmul__ = __mul__
 
     def norm(self, shape: Shape, iterations: int = 50) -> float:
         """The largest singular value for images of this shape (Lanczos' method where there is no decomposition)."""
@@ -253,70 +303,6 @@ class Operator:
     def _require_linear(self, method: str) -> None:
         if not self.linear:
             raise UsageError(f"{self} is not linear, so it has no {method}; use a solver for nonlinear operators (dps)")
-
-
-@dataclass(frozen=True, eq=False)
-class Adjoint(Operator):
-    """B = A^T of a linear operator A: measurements are its images, and the other way round. `.H` gives A back.
-
-    Its inverses are A's with the sides changed. B = V diag(s) U^T, so that U and V change places too; but the right side
-    of a decomposition must be orthonormal everywhere and U may be anything where s = 0, hence `orthonormal_U`.
-    """
-
-    name: ClassVar[str] = "adjoint"
-
-    of: Operator
-
-    def A(self, x: torch.Tensor) -> torch.Tensor:
-        return self.of.A_adjoint(x)
-
-    def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        return self.of.A(y)
-
-    def measurement_shape(self, shape: Shape) -> Shape:
-        return self.of.image_shape(shape)
-
-    def image_shape(self, shape: Shape) -> Shape:
-        return self.of.measurement_shape(shape)
-
-    @property
-    def H(self) -> Operator:
-        return self.of
-
-    @property
-    def has_svd(self) -> bool:
-        return self.of.has_svd and self.of.orthonormal_U
-
-    def svd(self, shape: Shape) -> SVD:
-        if not self.has_svd:
-            return super().svd(shape)
-        svd = self.of.svd(self.of.image_shape(shape))
-        return SVD(svd.singular_values, U=svd.V, U_adjoint=svd.V_adjoint, V=svd.U, V_adjoint=svd.U_adjoint)
-
-    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
-        if self.has_svd:
-            return super().prox_l2(z, y, gamma)
-        # z + (gamma B^T B + I)^-1 gamma B^T (y - B z), and B^T B = A A^T.
-        return z + self.of.solve_data(gamma * self.of.A(y - self.of.A_adjoint(z)), gamma, 1.0)
-
-    def solve_data(self, v: torch.Tensor, a: float, b: float) -> torch.Tensor:
-        if self.has_svd:
-            return super().solve_data(v, a, b)
-        # (a A^T A + b I)^-1 v is the proximal point of v / b for a measurement of zeros.
-        zeros = v.new_zeros(v.shape[0], *self.of.measurement_shape(tuple(v.shape[1:])))
-        return self.of.prox_l2(v / b, zeros, a / b)
-
-    @property
-    def remedy(self) -> str:
-        return self.of.remedy
-
-    @property
-    def spec(self) -> str:
-        """Says which operator it is; only Python builds it: operators.get(...).H."""
-        return f"{self.of.spec}.H"
-
-    def settings(self) -> dict[str, Any]:
-        return {**self.of.settings(), "name": self.name, "spec": self.spec}
 
 
 @dataclass(frozen=True)

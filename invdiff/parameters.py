@@ -141,6 +141,11 @@ class Declaration:
         return result
 
 
+def is_plain(declaration: Declaration) -> bool:
+    """Whether its values are numbers, words and texts, none of which names a file."""
+    return bool(declaration.choices) or declaration.kind in (int, *_KIND_NAMES)
+
+
 def declarations(cls: type) -> list[Declaration]:
     """The declared parameters of an operator or solver class, in order."""
     found = []
@@ -202,6 +207,18 @@ def join_spec(name: str, pairs: Sequence[str]) -> str:
     if not pairs:
         return name
     return f"{name}({','.join(pairs)})" if ".py" in name else f"{name}:{','.join(pairs)}"
+
+
+def split_links(text: str) -> list[str]:
+    """ "a:x=1 | b" -> ["a:x=1", "b"]: what lies between the bars that are outside of brackets."""
+    links, depth = [""], 0
+    for character in text:
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if character == "|" and depth <= 0:
+            links.append("")
+        else:
+            links[-1] += character
+    return [link.strip() for link in links]
 
 
 def format_spec(name: str, instance: Any) -> str:

@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from invdiff.errors import PluginError, UsageError, unknown
-from invdiff.parameters import join_spec, parse_values
+from invdiff.parameters import join_spec, parse_values, split_links
 
 if TYPE_CHECKING:
     from invdiff.operator import Operator
@@ -52,7 +52,7 @@ def split_file_spec(text: str) -> tuple[Path, str, str]:
 
 def absolute(spec: str) -> str:
     """The spec with its files' paths made absolute, for a record that is read in any folder."""
-    parts = [part.strip() for part in spec.split("|")]
+    parts = split_links(spec)
     for index, part in enumerate(parts):
         if is_file_spec(part):
             path, name, values = split_file_spec(part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,19 @@ class Problem:
         operator = resolve_operator(operator)
         y = degrade(x, operator, noise=noise, seed=seed)
         return cls.of(operator, y, noise_model(noise), tuple(x.shape[1:]), x)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], operator: Any = None, noise: Any = None) -> Problem:
+        """From a measurement file that `save` or `invdiff degrade` wrote; operator and noise stand in for the file's own."""
+        from invdiff import measurement_files
+
+        return measurement_files.load(path).problem(operator, noise)
+
+    def save(self, path: str | os.PathLike[str], seed: int | None = None) -> None:
+        """Write y, operator, arrays and noise to one .npz or .safetensors, all that `load` needs; the truth is left out."""
+        from invdiff import measurement_files
+
+        measurement_files.save(self, path, seed)
 
     def residual(self, x: torch.Tensor) -> torch.Tensor:
         """||y - A x|| / (sigma_y sqrt(m)) of each x (B, ...): about 1 when the noise is explained. Shape (B,).

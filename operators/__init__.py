@@ -3,6 +3,7 @@
     invdiff.operators.get("gaussian_blur", sigma=2)      invdiff.operators.get("inpaint:box=16x16")
     invdiff.operators.GaussianBlur(sigma=2)              invdiff.operators.Linear(matrix)
     invdiff.operators.get("my_op.py:MyOp(gain=2)")       # runs that file
+    invdiff.operators.get("gaussian_blur:sigma=1 | downsample:factor=4")          one after the other, left to right
 
 What is built in is registered as a plug-in is: a name and a "module:Class", which the package's metadata holds for a plug-in
 (entry-point group `invdiff.operators`) and the table below for ours, so that a checkout needs no installation. From there
@@ -17,7 +18,7 @@ if __name__ == "operators":
 from typing import TYPE_CHECKING, Any, cast
 
 from invdiff.errors import UsageError
-from invdiff.parameters import build, declarations, parse_spec
+from invdiff.parameters import build, declarations, parse_spec, split_links
 from invdiff.plugins import check_class, is_file_spec, load_class
 from invdiff.registry import Registry, import_target
 
@@ -35,6 +36,10 @@ _BUILT_IN = {
     "random_subsample": "invdiff.operators.subsample:RandomSubsample",
     "grayscale": "invdiff.operators.grayscale:Grayscale",
     "linear": "invdiff.operators.linear:Linear",
+    "compressed_sensing": "invdiff.operators.compressed_sensing:CompressedSensing",
+    "fourier_subsample": "invdiff.operators.mri:FourierSubsample",
+    "mri_multicoil": "invdiff.operators.mri:MultiCoil",
+    "tomography": "invdiff.operators.tomography:Tomography",
 }
 _CLASSES = {target.rpartition(":")[2]: name for name, target in _BUILT_IN.items()}
 
@@ -44,13 +49,15 @@ __all__ = ["REGISTRY", "find", "get", "names", "register"]
 
 
 def get(operator: "str | Operator", **parameters: Any) -> "Operator":
-    """The operator of a name, a spec such as "gaussian_blur:sigma=2" or "my_op.py:MyOp(gain=2)" (which runs that file), or
-    an Operator (given back as it is).
+    """The operator of a name, a spec such as "gaussian_blur:sigma=2" or "my_op.py:MyOp(gain=2)" (which runs that file), a
+    chain of specs "a | b" that act from left to right, or an Operator (given back as it is).
 
     parameters: values that are added to those of the spec (or of the Operator), and win over them.
     Raises UsageError, with the closest match, for an unknown name or parameter, and for a value out of range;
     PluginError if a plug-in's code cannot be imported.
     """
+    if isinstance(operator, str) and len(links := split_links(operator)) > 1:
+        return _chain(operator, links, parameters)
     if isinstance(operator, str):
         cls, values = find(operator)
         return cast("Operator", build(cls, cls.name, {**values, **parameters}))
@@ -73,6 +80,18 @@ def find(spec: str) -> "tuple[type[Operator], dict[str, str]]":
         return load_class(spec)
     name, values = parse_spec(spec)
     return REGISTRY[name], values
+
+
+def _chain(spec: str, links: list[str], parameters: dict[str, Any]) -> "Operator":
+    if parameters:
+        given = ",".join(f"{key}={value}" for key, value in parameters.items())
+        raise UsageError(
+            f"{given} cannot be added to the chain {spec!r}: write it into one link, as in {links[0]}:{given}"
+        )
+    if "" in links:
+        raise UsageError(f"link {links.index('') + 1} of {spec!r} is empty; write NAME:key=value | NAME:key=value")
+    first, *following = map(get, links)
+    return first.then(*following)
 
 
 def names() -> list[str]:

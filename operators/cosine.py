@@ -56,15 +56,21 @@ class Cosines:
         return x
 
 
-class CosineFilter:
-    """The filter for images of one size (height, width)."""
+def cosine_response(stencil: Stencil, height: int, width: int) -> torch.Tensor:
+    """r (height, width), float64."""
+    tables = [
+        np.cos(np.pi * np.arange(size)[:, None] * (np.arange(taps) + start)[None, :] / size)
+        for size, taps, start in zip((height, width), stencil.size, stencil.start, strict=True)
+    ]
+    return torch.from_numpy(tables[0] @ stencil.plane @ tables[1].T)
 
-    def __init__(self, stencil: Stencil, height: int, width: int) -> None:
-        tables = [
-            np.cos(np.pi * np.arange(size)[:, None] * (np.arange(taps) + start)[None, :] / size)
-            for size, taps, start in zip((height, width), stencil.size, stencil.start, strict=True)
-        ]
-        self.response = Constant(torch.from_numpy(tables[0] @ stencil.plane @ tables[1].T))
+
+class CosineFilter:
+    """The filter for images of one size. r: its response (height, width)."""
+
+    def __init__(self, r: torch.Tensor) -> None:
+        height, width = r.shape
+        self.response = Constant(r)
         self.signs = Constant(torch.where(self.response.table < 0, -1.0, 1.0).to(torch.int8))
         self.singular_values = self.response.table.abs()
         self.rows, self.columns = Cosines(height), Cosines(width)

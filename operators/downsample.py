@@ -87,6 +87,10 @@ class Downsample(Filter):
         # A A^T = I / factor^2:  z + gamma A^T (y - A z) / (1 + gamma / factor^2)
         return z + self.A_adjoint((gamma / (1 + gamma / self.factor**2)) * (y - self.A(z)))
 
+    @property
+    def tight(self) -> float | None:
+        return 1 / self.factor if self.kernel == "average" else None
+
     def svd(self, shape: Shape) -> SVD:
         if self.kernel != "average":
             return super().svd(shape)

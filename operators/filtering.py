@@ -12,16 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from invdiff.errors import UsageError
 from invdiff.operator import SVD, Operator, Shape
 
-from .cosine import CosineFilter, symmetric
-from .fourier import CircularFilter
+from .cosine import CosineFilter, cosine_response, symmetric
+from .fourier import CircularFilter, transfer_function
 from .kernels import Stencil
 from .padded import PaddedFilter
-from .separable import Axis, SeparableFilter
+from .separable import Axis, SeparableFilter, axis_matrix
 from .shapes import channels_and_size, require_batch
 
 Engine = CircularFilter | CosineFilter | PaddedFilter | SeparableFilter
@@ -35,6 +36,7 @@ class Filter(Operator):
     family: ClassVar[str] = "blur"
     _smaller: ClassVar[str] = "use a smaller kernel"
     orthonormal_U: ClassVar[bool] = True
+    channelwise: ClassVar[bool] = True
 
     def _stencil(self) -> Stencil:
         raise NotImplementedError
@@ -53,7 +55,7 @@ class Filter(Operator):
 
     @property
     def has_svd(self) -> bool:
-        return self._boundary == "circular" or self.stencil.axes is not None
+        return self._boundary == "circular" or self.separable
 
     def measurement_shape(self, shape: Shape) -> Shape:
         channels, height, width = channels_and_size(self.name, shape)
@@ -93,20 +95,60 @@ class Filter(Operator):
     def _engine(self, shape: Shape) -> Engine:
         def make() -> Engine:
             self.measurement_shape(shape)
-            stencil, (height, width) = self.stencil, shape[1:]
-            if self._boundary == "circular":
-                return CircularFilter(stencil, height, width, self._factor)
-            if self._boundary == "reflect" and self._factor == 1 and stencil.axes is not None and symmetric(stencil):
-                return CosineFilter(stencil, height, width)
-            if stencil.axes is None:
-                return PaddedFilter(stencil, height, width, self._boundary)
-            rows, columns = (
-                Axis(weights, start, self._factor, size, self._boundary)
-                for weights, start, size in zip(stencil.axes, stencil.start, (height, width), strict=True)
-            )
-            return SeparableFilter(rows, columns)
+            return self._make_engine((shape[1], shape[2]))
 
         return self.cached(("engine", shape[1:]), make)
+
+    def _make_engine(self, size: tuple[int, int]) -> Engine:
+        if self._boundary == "circular":
+            return CircularFilter(transfer_function(self.stencil, *size), self._factor)
+        if self.even:
+            return CosineFilter(cosine_response(self.stencil, *size))
+        if not self.separable:
+            return PaddedFilter(self.stencil, *size, self._boundary)
+        return SeparableFilter(*map(Axis, self.matrices(size)))
+
+    def matrices(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """R (h, H) and C (w, W) of a separable filter Y = R X C^T for images of one size (H, W)."""
+        assert self.stencil.axes is not None
+        rows, columns = (
+            axis_matrix(weights, start, self._factor, length, self._boundary)
+            for weights, start, length in zip(self.stencil.axes, self.stencil.start, size, strict=True)
+        )
+        return rows, columns
+
+    # Which forms the filter has, in chains too (merged.py).
+
+    @property
+    def separable(self) -> bool:
+        """Two small matrices do it."""
+        return self.stencil.axes is not None
+
+    @property
+    def even(self) -> bool:
+        """Diagonal in the cosine transform."""
+        return self._boundary == "reflect" and self._factor == 1 and self.separable and symmetric(self.stencil)
+
+    @property
+    def wraps(self) -> bool:
+        """The boundary is circular, or might as well be, because every output stays inside its block of pixels."""
+        inside = all(
+            start >= 0 and start + taps <= self._factor
+            for start, taps in zip(self.stencil.start, self.stencil.size, strict=True)
+        )
+        return self._boundary == "circular" or inside
+
+    def merged(self, following: Operator) -> Operator | None:
+        from .merged import merge_filters
+
+        return merge_filters(self, following) if isinstance(following, Filter) else None
+
+    @property
+    def right_basis(self) -> str | None:
+        """Hartley frequencies of a circular filter, cosines of an even one."""
+        if self._factor > 1 or not self.has_svd:
+            return None
+        return "hartley" if self._boundary == "circular" else "cosine" if self.even else None
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         return self._engine(require_batch(self.name, x)).A(x)
@@ -134,9 +176,9 @@ class Filter(Operator):
             return None
         size, gamma = self.measurement_shape(shape)[1:], a / b
         if self._boundary == "reflect" and symmetric(self.stencil):
-            cosines = self.cached(("cosines", size), lambda: CosineFilter(self.stencil, *size))
+            cosines = self.cached(("cosines", size), lambda: CosineFilter(cosine_response(self.stencil, *size)))
             return lambda r: cosines.inverse(gamma, r)
-        wrapped = self.cached(("wrapped", size), lambda: CircularFilter(self.stencil, *size))
+        wrapped = self.cached(("wrapped", size), lambda: CircularFilter(transfer_function(self.stencil, *size)))
         # At the edges A passes even what the circular filter stops; a floor of that order halves the iterations. Without
         # the edges the circular filter is closer.
         share = 0.01 if self._boundary == "valid" else 0.1

@@ -39,13 +39,13 @@ def transfer_function(stencil: Stencil, height: int, width: int) -> torch.Tensor
 
 
 class CircularFilter:
-    """The filter for images of one size (height, width), both multiples of the factor."""
+    """The filter for images of one size. H: its transfer function (height, width), both multiples of the factor."""
 
-    def __init__(self, stencil: Stencil, height: int, width: int, factor: int = 1) -> None:
+    def __init__(self, H: torch.Tensor, factor: int = 1) -> None:
+        height, width = H.shape
         self.size, self.factor = (height, width), factor
         self.low = (height // factor, width // factor)
         half = width // 2 + 1
-        H = transfer_function(stencil, height, width)
         power = self._fold(H.abs() ** 2)
         s = power.sqrt()
         s = torch.where(s > ROUNDING * s.max(), s, torch.zeros_like(s))
@@ -96,7 +96,7 @@ class CircularFilter:
 
     def svd(self) -> SVD:
         """Coordinates (B, C, h, w): Hartley frequencies of the measurement grid."""
-        return SVD(self.singular_values, _hartley, _hartley, self._V, self._V_adjoint)
+        return SVD(self.singular_values, hartley, hartley, self._V, self._V_adjoint)
 
     def _V_adjoint(self, x: torch.Tensor) -> torch.Tensor:
         u = working(x)
@@ -114,6 +114,7 @@ class CircularFilter:
         return torch.fft.irfft2(half * self.G_half.like(u).conj(), s=self.size).to(c.dtype)
 
 
-def _hartley(y: torch.Tensor) -> torch.Tensor:
+def hartley(y: torch.Tensor) -> torch.Tensor:
+    """T y over the last two dimensions."""
     spectrum = torch.fft.fft2(working(y), norm="ortho")
     return (spectrum.real - spectrum.imag).to(y.dtype)

@@ -24,6 +24,7 @@ class Grayscale(Operator):
 
     name: ClassVar[str] = "grayscale"
     orthonormal_U: ClassVar[bool] = True
+    pixelwise: ClassVar[bool] = True
 
     def measurement_shape(self, shape: Shape) -> Shape:
         channels, height, width = channels_and_size(self.name, shape)
@@ -46,12 +47,16 @@ class Grayscale(Operator):
         return _weights(y) * y
 
     @property
+    def tight(self) -> float:
+        return math.hypot(*LUMA)
+
+    @property
     def has_svd(self) -> bool:
         return True
 
     def svd(self, shape: Shape) -> SVD:
         """Coordinates (B, 1, H, W)."""
-        size = math.hypot(*LUMA)
+        size = self.tight
         s = torch.full(self.measurement_shape(shape), size, dtype=torch.float64)
         return SVD(s, lambda c: c, lambda y: y, lambda c: self.A_adjoint(c) / size, lambda x: self.A(x) / size)
 

@@ -17,6 +17,7 @@ class Identity(Operator):
     family: ClassVar[str] = "denoising"
     name: ClassVar[str] = "identity"
     orthonormal_U: ClassVar[bool] = True
+    neutral: ClassVar[bool] = True
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         return x
@@ -33,3 +34,11 @@ class Identity(Operator):
             return x
 
         return SVD(torch.ones(shape, dtype=torch.float64), same, same, same, same)
+
+    @property
+    def tight(self) -> float:
+        return 1.0
+
+    @property
+    def right_basis(self) -> str:
+        return "pixels"

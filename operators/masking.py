@@ -58,6 +58,25 @@ class Masking(Operator):
 
         return SVD(self.observed(shape), same, same, same, same)
 
+    @property
+    def right_basis(self) -> str:
+        return "pixels"
+
+    def merged(self, following: Operator) -> Operator | None:
+        return Masks((self, following)) if isinstance(following, Masking) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Masks(Masking):
+    """Masks one after another: what all of them keep."""
+
+    name: ClassVar[str] = "masks"
+
+    masks: tuple[Masking, ...]
+
+    def _mask(self, shape: Shape) -> torch.Tensor:
+        return torch.stack(torch.broadcast_tensors(*(one.observed(shape) for one in self.masks))).prod(0)
+
 
 def random_mask(seed: int, keep: float, shape: Shape) -> torch.Tensor:
     """round(keep n) ones, at least one, at places that depend on seed and shape alone; float64."""

@@ -44,8 +44,8 @@ class Factors:
 class Axis:
     """One dimension: its matrix (h, H) = U diag(s) V^T."""
 
-    def __init__(self, weights: np.ndarray, start: int, stride: int, size: int, boundary: str) -> None:
-        self.matrix = Constant(torch.from_numpy(axis_matrix(weights, start, stride, size, boundary)))
+    def __init__(self, matrix: np.ndarray) -> None:
+        self.matrix = Constant(torch.from_numpy(matrix))
 
     @cached_property
     def factors(self) -> Factors:

@@ -97,11 +97,11 @@ def test_reflect_repeats_the_edge_pixel() -> None:
 @pytest.mark.parametrize("size", [(5, 5), (8, 13), (12, 6), (37, 64)], ids=str)
 def test_symmetric_kernels_take_the_cosine_transform_and_the_matrices_agree(size: tuple[int, int]) -> None:
     from invdiff.operators.cosine import CosineFilter, Cosines
-    from invdiff.operators.separable import Axis, SeparableFilter
+    from invdiff.operators.separable import Axis, SeparableFilter, axis_matrix
 
     op, x = operators.get("uniform_blur:size=5"), picture(2, *size)
     engine = op._engine((2, *size))
-    dense = SeparableFilter(*(Axis(np.full(5, 0.2), -2, 1, n, "reflect") for n in size))
+    dense = SeparableFilter(*(Axis(axis_matrix(np.full(5, 0.2), -2, 1, n, "reflect")) for n in size))
     assert isinstance(engine, CosineFilter)
     assert float((op.A(x) - dense.A(x)).abs().max()) < ROUNDING
     theirs = dense.svd().singular_values.flatten().sort().values

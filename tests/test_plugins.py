@@ -213,6 +213,24 @@ def test_validate_recommend_and_show_take_a_file(folder: Path) -> None:
     assert "mirrored left to right" in shown and "> 0 and <= 9" in shown and "fast|slow" in shown
 
 
+def test_a_chain_may_hold_a_file(folder: Path) -> None:
+    op = operators.get("my_op.py:Mirror(gain=2) | grayscale")
+    assert op.spec == f"{folder}/my_op.py:Mirror(gain=2) | grayscale" and operators.get(op.spec) == op
+    assert "mirrored left to right" in " ".join(succeed("operators", "show", op.spec).split())
+
+
+@pytest.mark.parametrize("spec", ["evil.py", "evil.py:A", "evil.py:A(b=1)", "evil.py(b=1)", "identity | evil.py"])
+def test_a_measurement_file_cannot_make_code_run(folder: Path, spec: str) -> None:
+    from invdiff.errors import ImageError
+    from invdiff.measurement_files import MeasurementFile
+
+    Path("evil.py").write_text("open('ran', 'w')")
+    about = {"operator": spec, "noise": "0.1", "image_shape": [3, 4, 4], "arrays": {}}
+    with pytest.raises(ImageError, match="may make code run"):
+        MeasurementFile(Path("y.npz"), torch.zeros(1, 3, 4, 4), about, {}).problem()
+    assert not Path("ran").exists()
+
+
 # An installed package
 
 

@@ -68,8 +68,9 @@ def recommend(
 ) -> list[tuple[Score, Solver]]:
     """The solvers that can use the operator, best first, each with its score and ready to run with at most `budget` calls.
 
-    The scores are those of the nearest noise level that was measured (in ratio), and of the largest budget that was
-    measured and is not above this one, else the smallest. An operator of no measured family gets the mean over all.
+    The scores are those of the nearest noise level that was measured (in ratio), and each solver's best among the budgets
+    that were measured and are not above this one, else of the smallest: more calls are not always better, and a run may
+    take fewer than it is allowed. An operator of no measured family gets the mean over all.
     Empty if nothing was measured that the operator allows.
     Raises UsageError for an unknown aim, and a budget or noise that is not positive.
     """
@@ -81,13 +82,12 @@ def recommend(
         raise UsageError(f"noise must be more than 0, got {noise}")
     kind = family(operator, image_shape)
     table = [score for score in scores() if score.family == kind] or _averaged(kind)
-    table = _nearest(table, noise, budget)
-    able = []
-    for score in sorted(table, key=lambda score: -score.rank(aim)):
-        solver = within(score.solver, budget)
+    best: dict[str, tuple[Score, Solver]] = {}
+    for score in sorted(_nearest(table, noise, budget), key=lambda score: -score.rank(aim)):
+        solver = within(score.solver, min(budget, score.budget))
         if solver is not None and not solver.missing(operator):
-            able.append((score, solver))
-    return able
+            best.setdefault(score.solver, (score, solver))
+    return list(best.values())
 
 
 def within(spec: str, budget: int) -> Solver | None:
@@ -109,8 +109,8 @@ def _nearest(table: Iterable[Score], noise: float, budget: int) -> list[Score]:
     level = min({score.noise for score in table}, key=lambda value: abs(math.log(value / noise)))
     table = [score for score in table if score.noise == level]
     budgets = sorted({score.budget for score in table})
-    chosen = max((value for value in budgets if value <= budget), default=budgets[0])
-    return [score for score in table if score.budget == chosen]
+    allowed = [value for value in budgets if value <= budget] or budgets[:1]
+    return [score for score in table if score.budget in allowed]
 
 
 def _averaged(kind: str) -> list[Score]:

@@ -43,6 +43,34 @@ def _kernel(boundary: str, size: tuple[int, int], *shape: int) -> Case:
     return Case(label, shape, lambda: operators.KernelBlur(kernel=_array(*size), boundary=boundary))
 
 
+_CIRCULAR = "gaussian_blur:sigma=0.8,boundary=circular"
+_MOTION = "motion_blur:length=3,angle=30,boundary=circular"
+# Chains with each kind of structure, and without any.
+CHAINS: list[tuple[str, int, int, int]] = [
+    (f"{_CIRCULAR} | {_MOTION}", 1, 8, 7),
+    (f"{_MOTION} | downsample:factor=2 | uniform_blur:size=3,boundary=circular", 1, 8, 10),
+    ("gaussian_blur:sigma=0.6 | uniform_blur:size=3", 1, 8, 7),
+    ("gaussian_blur:sigma=0.6,boundary=valid | downsample:factor=2,kernel=bicubic", 1, 20, 18),
+    ("gaussian_blur:sigma=0.6,boundary=replicate | identity | uniform_blur:size=3,boundary=zero", 1, 8, 7),
+    (f"{_CIRCULAR} | grayscale | random_subsample:keep=0.6", 3, 8, 7),
+    ("gaussian_blur:sigma=0.6 | grayscale", 3, 5, 6),
+    ("downsample:factor=2 | inpaint:keep=0.6,seed=1", 3, 6, 4),
+    ("inpaint:keep=0.7 | random_subsample:keep=0.6,seed=1", 3, 5, 4),
+    (f"{_MOTION} | inpaint:keep=0.6", 1, 7, 6),
+    ("inpaint:keep=0.7 | uniform_blur:size=3,boundary=zero", 1, 7, 6),
+]
+EXPRESSIONS: list[tuple[str, Shape, Callable[[], Operator]]] = [
+    ("minus_blur", (1, 8, 7), lambda: -1.5 * operators.get("gaussian_blur:sigma=0.8")),
+    ("scaled_chain", (3, 6, 4), lambda: (2 * operators.get("grayscale")).then("downsample:factor=2")),
+    ("two_motions", (1, 7, 8), lambda: operators.get(_MOTION).stack(3 * operators.get(_CIRCULAR))),
+    ("two_masks", (3, 4, 5), lambda: operators.get("inpaint:keep=0.3").stack("random_subsample:keep=0.3")),
+    ("two_sizes", (3, 6, 4), lambda: operators.get("grayscale").stack("downsample:factor=2", shape=(3, 6, 4))),
+    ("blur_and_mask", (1, 7, 8), lambda: operators.get(_CIRCULAR).stack("inpaint:keep=0.5")),
+    ("sum", (1, 7, 8), lambda: operators.get("identity") + 0.5 * operators.get("motion_blur:length=3,angle=20")),
+    ("adjoints", (1, 4, 5), lambda: operators.get("downsample:factor=2").H.then(operators.get(_CIRCULAR).H)),
+]
+
+
 CASES: list[Case] = [
     _spec("identity", 3, 5, 4),
     *(_spec(f"gaussian_blur:sigma=0.8,boundary={b}", 1, 8, 7) for b in BOUNDARIES),
@@ -71,4 +99,26 @@ CASES: list[Case] = [
     Case("linear:wide", (1, 3, 4), lambda: operators.Linear(_array(7, 12), shape=(1, 3, 4))),
     Case("linear:tall", (5,), lambda: operators.Linear(_array(8, 5))),
     Case("linear:rank_one", (6,), _rank_one),
+    *(_spec(*case) for case in CHAINS),
+    *(Case(f"{label}@algebra", shape, make) for label, shape, make in EXPRESSIONS),
+    _spec("compressed_sensing:keep=0.3,seed=1", 1, 8, 4),
+    _spec("compressed_sensing:keep=0.5", 3, 5, 3),
+    _spec("compressed_sensing:transform=blockwise,block=4,keep=0.2", 3, 8, 4),
+    _spec("compressed_sensing:transform=blockwise,block=2,orthonormal=false,keep=0.8", 1, 6, 4),
+    _spec("compressed_sensing:transform=random_projection,keep=0.4", 1, 5, 6),
+    _spec("compressed_sensing:transform=random_projection,keep=0.4,orthonormal=false", 3, 5, 3),
+    *(
+        _spec(f"fourier_subsample:pattern={p},acceleration=2,seed=1,centered={c}", 2, *size)
+        for p, c, size in (("equispaced", True, (5, 6)), ("random", False, (4, 7)), ("radial", True, (5, 5)))
+    ),
+    _spec("fourier_subsample:complex=true,acceleration=1.5,center_fraction=0.4", 2, 4, 5),
+    Case("fourier_subsample:mask", (1, 4, 6), lambda: operators.FourierSubsample(mask=_array(4, 6) > 0.4)),
+    _spec("mri_multicoil:acceleration=2,coils=3", 1, 5, 6),
+    _spec("mri_multicoil:acceleration=2,coils=2,pattern=random,centered=false", 3, 4, 4),
+    _spec("mri_multicoil:acceleration=3,coils=4,complex=true", 2, 4, 7),
+    Case(
+        "mri_multicoil:maps", (1, 4, 5), lambda: operators.MultiCoil(maps=_array(2, 4, 5) + 1j * _array(2, 4, 5) ** 2)
+    ),
+    _spec("tomography:angles=5", 1, 6, 6),
+    _spec("tomography:angles=4,start=20,stop=110,scale=0.3", 3, 5, 5),
 ]

@@ -69,6 +69,9 @@ OPERATORS = [
     "random_subsample:keep=0.5,seed=2",
     "grayscale",
     "linear",
+    "motion_blur:length=2,angle=30,boundary=circular | downsample:factor=2",
+    "fourier_subsample:acceleration=2,seed=1",
+    "tomography:angles=5",
 ]
 
 
