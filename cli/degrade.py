@@ -34,8 +34,8 @@ invdiff degrade photo.png -o holes.npz --operator inpaint:mask=mask.png --noise 
     "--noise",
     metavar="SIGMA|SPEC",
     required=True,
-    help="Noise level sigma_y to add, [0, 1] units: 0.05, 12.75/255, or 0 for none; or poisson:gain=0.02, "
-    "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain.",
+    help="Noise level sigma_y to add, [0, 1] units: 0.05, 12.75/255, or 0 for none; or a model: "
+    "poisson:gain=0.02 (the brightness of one count), laplace:scale=0.05, salt_and_pepper:p=0.1, ... (docs/noise.md).",
 )
 @options.seed_option
 @options.measurement_format_option
@@ -149,5 +149,5 @@ def degrade_one(
             err=True,
         )
     size = f"{y.shape[1]} x {y.shape[2]} pixels" if y.ndim == 3 else f"{' x '.join(map(str, y.shape))} values"
-    amount = f"{model.spec}, sigma_y {sigma_y:.3g} on average" if model.quantum else f"noise {sigma_y:g}"
+    amount = f"noise {sigma_y:g}" if model.name == "gaussian" else f"{model.spec}, sigma_y {sigma_y:.3g} on average"
     click.echo(f"{job.target}  {operator}, {amount}, {size}")

@@ -52,9 +52,10 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
 )
 @click.option(
     "--noise",
-    metavar="SIGMA|SPEC",
-    help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255; or poisson:gain=0.02, "
-    "poisson_gaussian:gain=0.02,sigma=0.01, with the brightness of one count as gain; not needed for a measurement file.",
+    metavar="SIGMA|SPEC|auto",
+    help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255; auto: estimated from "
+    "it; or a model: poisson:gain=0.02 (the brightness of one count), laplace:scale=0.05, ... (docs/noise.md); "
+    "not needed for a measurement file.",
 )
 @options.raw_options
 @options.prior_option
@@ -168,7 +169,7 @@ def restore(
     depth = int(bits) if bits else None
     layout = Layout(key, axes, scale)
     chosen_operator = None if operator is None else resolve_operator(operator)
-    model = None if noise is None else noise_model(noise)
+    model = None if noise in (None, "auto") else noise_model(noise)
     method, extra = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator)
     jobs = files.plan(
         inputs,

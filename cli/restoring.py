@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,12 +17,13 @@ from invdiff.evaluation.comparison import Comparison, compare, fit_reference
 
 from . import errors, files
 from .files import Job
+from .grey import repeat_grey
 
 if TYPE_CHECKING:
     import torch
 
     from invdiff.images import ImageFile
-    from invdiff.noise import NoiseModel
+    from invdiff.noise import NoiseEstimate, NoiseModel
     from invdiff.operator import Operator
     from invdiff.priors.base import Prior
     from invdiff.raw_data import Layout
@@ -37,7 +39,7 @@ class Settings:
 
     operator: Operator | None
     operator_text: str | None
-    noise: NoiseModel | None
+    noise: NoiseModel | None  # None: a measurement file's own, or estimated from each input
     noise_text: str | None
     layout: Layout
     prior: Prior
@@ -60,11 +62,17 @@ class Settings:
         """The precision that was chosen, as an option's value."""
         return PRECISION_NAMES.get(self.prior.describe().get("precision", ""), self.precision)
 
-    def command(self, job: Job, solver: dict[str, Any]) -> str:
-        """The command that makes this one output again, with everything spelled out; solver: as it was resolved."""
+    @property
+    def estimated(self) -> bool:
+        """Whether sigma_y is estimated from each input."""
+        return self.noise_text == "auto"
+
+    def command(self, job: Job, solver: dict[str, Any], noise: str) -> str:
+        """The command that makes this one output again, with everything spelled out; solver, noise: as resolved."""
         words = ["invdiff", "restore", str(job.source), "-o", str(job.target)]
         words += ["--operator", self.operator_text] if self.operator_text is not None else []
-        words += ["--noise", self.noise_text] if self.noise_text is not None else []
+        if self.noise_text is not None:
+            words += ["--noise", noise if self.estimated else self.noise_text]
         for name in ("key", "axes", "scale"):
             value = getattr(self.layout, name)
             words += [f"--{name}", str(value)] if value is not None else []
@@ -86,18 +94,18 @@ class Settings:
 @dataclass(frozen=True)
 class Measurement:
     """One input, ready to be restored. y: in the measurement's shape; grey: the (1, H, W) that was repeated to it for a
-    colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`); measured: the
-    noise of the input itself."""
+    colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`); given: the input's."""
 
     job: Job
     y: torch.Tensor
     operator: Operator
     noise: NoiseModel
-    measured: NoiseModel
+    given: NoiseModel
     description: str
     grey: torch.Tensor | None = None
     notes: list[str] = field(default_factory=list)
     truth: torch.Tensor | None = None
+    estimate: NoiseEstimate | None = None
 
 
 def spell_out(solver: dict[str, Any]) -> str:
@@ -177,7 +185,7 @@ def batches(
             continue
         alike = batch and _kind(batch[0]) == _kind(measurement)
         # How many samples "auto" takes must not depend on the neighbours, nor the average of a noise that varies.
-        alone = settings.samples == "auto" or measurement.noise.quantum > 0
+        alone = settings.samples == "auto" or measurement.noise.signal_dependent
         fits = alike and len(batch) < settings.batch_size and not alone
         if batch and not (fits and job.key not in {other.job.key for other in batch}):
             yield batch
@@ -191,8 +199,8 @@ def _kind(measurement: Measurement) -> tuple[Any, ...]:
     return measurement.y.shape, measurement.operator, measurement.noise
 
 
-def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel]:
-    """The input, and its operator and noise: a measurement file's own, unless others are given."""
+def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel | None]:
+    """The input, and its operator and noise: a measurement file's own, unless others are given; None: to be estimated."""
     from invdiff import measurement_files
     from invdiff.errors import ImageError
     from invdiff.images import ImageFile, read_measurement
@@ -200,7 +208,7 @@ def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel]
 
     operator, noise = settings.operator, settings.noise
     if is_raw(job.source, settings.layout) or job.source.suffix.lower() not in measurement_files.SUFFIXES:
-        assert operator is not None and noise is not None  # checked with the options
+        assert operator is not None  # checked with the options
         if is_raw(job.source, settings.layout):
             return read_raw(job.source, settings.layout), operator, noise
         return read_measurement(job.source, operator.image_shape), operator, noise
@@ -216,24 +224,34 @@ def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel]
         if given and given != file.about[name]
     ]
     text = f"measurement of {file.about['operator']} with {file.about['noise']}"
-    return ImageFile(problem.y[0].float(), text, tuple(notes)), problem.operator, problem.noise_model
+    return (
+        ImageFile(problem.y[0].float(), text, tuple(notes)),
+        problem.operator,
+        None if settings.estimated else problem.noise_model,
+    )
 
 
 def prepare(job: Job, settings: Settings) -> Measurement:
     """Read one input and its reference, and check that operator and prior fit it."""
     from invdiff.images import read_image
+    from invdiff.noise import Gaussian, estimate
 
-    image, operator, measured = read(job, settings)
-    prior, noise, grey = settings.prior, measured, None
+    image, operator, given = read(job, settings)
+    prior, grey, found = settings.prior, None, None
     y, notes = image.tensor, list(image.notes)
     shape = operator.image_shape(tuple(y.shape))
+    if given is None:
+        found = estimate(y[None], operator)
+        given = Gaussian(found.sigma)
+        notes += found.notes
+    noise = given
     if y.ndim == len(shape) == 3 and y.shape[0] == shape[0] == 1 and prior.channels == 3:
         grey = y
         y, noise = repeat_grey(grey, operator, noise)
         shape = (3, *shape[1:])
         notes.append(
             "grey repeated to three channels for a colour prior, result turned back to grey; "
-            f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(measured)}"
+            f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(given)}"
         )
     prior.check_shape(shape)
     truth = None
@@ -241,46 +259,12 @@ def prepare(job: Job, settings: Settings) -> Measurement:
         original = read_image(settings.references[job.source])
         truth, remarks = fit_reference(original.tensor, tuple(shape) if grey is None else (1, *shape[1:]), operator)
         notes += remarks
-    return Measurement(job, y, operator, noise, measured, image.description, grey, notes, truth)
+    return Measurement(job, y, operator, noise, given, image.description, grey, notes, truth, found)
 
 
 def brief(noise: NoiseModel) -> str:
     """poisson:gain=0.02, with six digits at most."""
-    values = (f"{name}={value:.6g}" for name, value in noise.settings().items() if name != "name")
-    return f"{noise.name}:{','.join(values)}"
-
-
-def repeat_grey(grey: torch.Tensor, operator: Operator, noise: NoiseModel) -> tuple[torch.Tensor, NoiseModel]:
-    """A grey measurement (1, h, w) as one of a colour image, (3, h, w), and the noise to solve it with.
-
-    Three copies of one noise are not three measurements: with sqrt(3) sigma_y for each channel, the likelihood of a
-    grey x is that of the grey measurement, 3 |y - A x|^2 / (2 * 3 sigma_y^2); counts have three times the gain. Raises
-    UsageError if A does not commute with repeating, as for a mask of its own in each channel: the copies would then be
-    no measurement.
-    """
-    import torch
-
-    from invdiff.errors import UsageError
-    from invdiff.images import fit_channels
-
-    refusal = UsageError(
-        f"{operator} does not treat the channels of an image alike, so a grey measurement says nothing about a colour "
-        "image: convert the picture to colour before it is measured, or give a grey prior with --prior"
-    )
-    shape = operator.image_shape(tuple(grey.shape))
-    x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        measured, expected = operator.A(fit_channels(x, 3)), fit_channels(operator.A(x), 3)
-        masks = [operator.observed((channels, *shape[1:])) for channels in (3, 1)]
-    except UsageError as error:
-        raise refusal from error
-    ones = torch.ones_like(expected)
-    seen, wanted = (ones if mask is None else ones * mask.to(ones) for mask in masks)
-    if measured.shape != expected.shape or not torch.allclose(measured, expected, atol=1e-5):
-        raise refusal
-    if not torch.equal(seen, wanted):
-        raise refusal
-    return fit_channels(grey, 3), noise.tempered(3)
+    return re.sub(r"\d+\.\d{6,}", lambda found: f"{float(found[0]):.6g}", noise.spec)
 
 
 def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> Solution:
@@ -318,14 +302,16 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
     record = solution.provenance(index)
     if measurement.grey is not None:
         samples, y = fit_channels(samples, 1), measurement.grey
-        problem = Problem.from_measurement(y[None], measurement.operator, measurement.measured)
+        problem = Problem.from_measurement(y[None], measurement.operator, measurement.given)
         residual = torch.cat([problem.residual(sample[None]) for sample in samples])
         record["residual"] = [round(float(value), 5) for value in residual]
         record["noise"] |= {
-            "model": measurement.measured.spec,
+            "model": measurement.given.spec,
             "sigma_y": problem.sigma_y,
             "solved_with": solution.sigma_y,
         }
+    if measurement.estimate is not None:
+        record["noise"]["estimated_by"] = measurement.estimate.method
     comparison = None if measurement.truth is None else compare(y, samples.mean(0), measurement.truth)
     record["input"] = files.describe_input(job.source, measurement.description, measurement.notes)
     write(job, samples, record, comparison, settings)
@@ -337,6 +323,8 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
         f"{job.target}  {solution.solver['name']}, {solution.nfe} network calls, {solution.seconds / count:.1f} s, "
         f"residual {float(residual.mean()):.2f}"
     )
+    if measurement.estimate is not None:
+        click.echo(f"{' ' * len(str(job.target))}  {measurement.estimate}")
     if comparison:
         click.echo(f"{' ' * len(str(job.target))}  {comparison}")
     if len(samples) > 1:
@@ -379,7 +367,11 @@ def write(
             for name, sample in zip(output["samples"], samples, strict=True):
                 write_image(name, sample, bits)
         output["clipped"] = write_image(path, samples.mean(0), bits)
-        record |= {"output": output, "command": settings.command(job, record["solver"]), "working_folder": os.getcwd()}
+        record |= {
+            "output": output,
+            "command": settings.command(job, record["solver"], record["noise"]["model"]),
+            "working_folder": os.getcwd(),
+        }
         if comparison is not None:
             reference = settings.references[job.source]
             record["reference"] = {"path": str(reference), "sha256": files.sha256(reference)}

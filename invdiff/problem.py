@@ -12,7 +12,7 @@ from invdiff.errors import UsageError
 from invdiff.noise import Gaussian, NoiseModel, noise_model
 from invdiff.noise import check_noise as check_noise
 from invdiff.operator import Operator, Shape
-from invdiff.whitening import Whitened, average_deviation, local_deviation
+from invdiff.whitening import Whitened, average_deviation, whiten
 
 
 def check_images(x: Any, what: str) -> torch.Tensor:
@@ -37,8 +37,9 @@ class Problem:
     operator: A; y: measurement (B, *measurement shape), set to 0 where the operator observes nothing;
     sigma_y: noise standard deviation in [0, 1] units; image_shape: shape of one x without batch;
     truth: the clean x (B, *image_shape) where it is known; noise: the model, None for a Gaussian.
-    With a model that is not Gaussian `of` gives the problem its sigma_y: the root mean square, over the measured values, of
-    the standard deviation that y itself tells. It belongs to all rows together, so `restore` takes such images one by one.
+    With a model that is not white Gaussian `of` gives the problem its sigma_y: the root mean square, over the measured
+    values, of the standard deviation that y itself tells. It belongs to all rows together, so that `restore` takes images
+    whose noise is read from y one by one.
     """
 
     operator: Operator
@@ -119,7 +120,9 @@ class Problem:
         Where the noise differs from entry to entry, each counts in units of its own deviation."""
         white = self.whitened()
         difference = white.y - white.operator.A(x)
-        m = max(1, self.operator.measured_count(self.image_shape))
+        mask = white._mask
+        counted = torch.ones_like(white.y) if mask is None else mask.to(white.y).expand_as(white.y)
+        m = counted.flatten(1).sum(1).clamp(min=1)  # rows may leave out different entries
         return difference.flatten(1).norm(dim=1) / (self.sigma_y * m**0.5)
 
     def log_likelihood(self, x: torch.Tensor) -> torch.Tensor:
@@ -137,16 +140,16 @@ class Problem:
 
     def whitened(self) -> Problem:
         """The same measurement with Gaussian noise of one size: itself, if its noise is that; else the locally Gaussian
-        problem, W y = W A x + sigma_y n with W = diag(sigma_y / sigma_i) and sigma_i the deviation that y itself tells.
+        problem, W y = W A x + sigma_y n with W = diag(sigma_y / sigma_i) and sigma_i the deviation that y itself tells;
+        where the noise is correlated W is a filter.
 
-        W has no unit, so sigma_y stays in [0, 1] units; the operator W A has no decomposition (invdiff/whitening.py)."""
+        W has no unit, so sigma_y stays in [0, 1] units. The operator W A has no decomposition (invdiff/whitening.py); noise
+        that has one size already (laplace, uniform) leaves A as it is."""
         if self.noise is None:
             return self
-        weights = self.sigma_y / local_deviation(self.noise, self.y, self._mask)
-        if (weights == weights[:1]).all():
-            weights = weights[:1]  # then it fits any number of samples of the one image
-        operator = Whitened(self.operator, weights)
-        return Problem(operator, weights * self.y, self.sigma_y, self.image_shape, self.truth)
+        operator = whiten(self.operator, self.noise, self.y, self.sigma_y, self._mask)
+        y = operator.W(self.y) if isinstance(operator, Whitened) and operator is not self.operator else self.y
+        return Problem(operator, y, self.sigma_y, self.image_shape, self.truth)
 
     def to(self, device: torch.device) -> Problem:
         """The same problem on a device."""

@@ -10,7 +10,7 @@ import torch
 
 from invdiff import solvers
 from invdiff.errors import UsageError
-from invdiff.noise import noise_model
+from invdiff.noise import Gaussian, estimate, noise_model
 from invdiff.parameters import whole
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem, check_images, resolve_operator
@@ -66,7 +66,8 @@ def restore(
     """Samples of p(x | y) for y = A(x) + sigma_y z.
 
     y: (B, *measurement shape), float, [0, 1] units. operator: an Operator, a name or spec, or a deepinv Physics.
-    noise: sigma_y in [0, 1] units, a number or "12.75/255", or a noise model's spec ("poisson:gain=0.02").
+    noise: sigma_y in [0, 1] units, a number or "12.75/255", a noise model's spec ("poisson:gain=0.02"), or "auto": white
+    Gaussian noise whose sigma_y is estimated from y, one image at a time (`invdiff.noise.estimate`).
     prior: a Prior, or what `load_prior` takes.
     solver: a Solver, a name or spec, or "auto", the best that was measured; steps and further keywords are its
     hyperparameters, and for "auto" steps is the most network calls for one sample.
@@ -78,7 +79,8 @@ def restore(
     Raises UsageError for arguments that cannot be used, NumericalError if the computation leaves the finite numbers.
     """
     started = time.perf_counter()
-    problem = Problem.from_measurement(y, operator, noise)
+    estimated = estimate(y, operator) if isinstance(noise, str) and noise == "auto" else None
+    problem = Problem.from_measurement(y, operator, Gaussian(estimated.sigma) if estimated else noise)
     prior = resolve_prior(prior, device, precision)
     if solver == "auto":
         calls = hyperparameters.pop("steps", None) if steps is None else steps
@@ -123,6 +125,7 @@ def restore(
         prior=prior.describe(),
         diagnostics=runs.diagnostics(),
         noise=problem.noise_model.spec,
+        noise_from=estimated.method if estimated else "",
     )
 
 
@@ -153,7 +156,8 @@ class _Runs:
         """`runs` more runs; all samples so far, (n, B, *image shape)."""
         images = list(range(len(self.keys)))
         # The average sigma_y of a batch depends on its images, where the noise depends on the brightness: those run alone.
-        groups = [images] if self.problem.noise is None else [[image] for image in images]
+        alone = self.problem.noise is not None and self.problem.noise.signal_dependent
+        groups = [[image] for image in images] if alone else [images]
         parts = [self._draw(runs, group, progress) for group in groups]
         self._runs += runs
         self._drawn.append(torch.cat([samples for samples, _ in parts], 1))

@@ -143,7 +143,13 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
     """
     solver.check(problem.operator)
     prior.check_shape(problem.image_shape)
-    problem = problem.whitened() if solver.whitens and "svd" not in solver.needs else problem
+    if solver.whitens and "svd" not in solver.needs:
+        problem = problem.whitened()
+    elif problem.noise is not None and problem.noise.trusted(problem.y) is not None:
+        raise UsageError(
+            f"{solver.name} needs all values of y, and {problem.noise.name} noise has replaced some; any solver without "
+            'the need "svd" leaves them out, solver=auto among them'
+        )
     counted = CountedPrior(prior, len(problem.y))
     levels = solver.levels(problem, counted)
     moves = solver.walk(problem, counted, levels, noise)

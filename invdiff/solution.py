@@ -37,6 +37,8 @@ class Solution:
     versions: dict[str, str] = field(default_factory=lambda: package_versions())
     noise: str = ""
     """The noise model's spec; sigma_y is its average over all values and images, if it is not Gaussian."""
+    noise_from: str = ""
+    """How sigma_y was estimated from y, if it was."""
 
     @cached_property
     def mean(self) -> torch.Tensor:
@@ -65,6 +67,7 @@ class Solution:
                 "model": self.noise or f"gaussian:sigma={self.sigma_y}",
                 "sigma_y": self.sigma_y,
                 "unit": "standard deviation, images in [0, 1]",
+                **({"estimated_by": self.noise_from} if self.noise_from else {}),
             },
             "solver": self.solver,
             "prior": self.prior,

@@ -115,13 +115,16 @@ def test_a_number_is_a_gaussian() -> None:
     assert torch.equal(plain, invdiff.degrade(x, "inpaint:keep=0.5", noise="gaussian:sigma=12.75/255"))
     assert noise_model("12.75/255") == Gaussian(0.05) and noise_model(Poisson(0.1)) == Poisson(0.1)
     assert [noise_model(spec).spec for spec in SPECS] == SPECS
-    assert noise.names() == sorted(spec.split(":")[0] for spec in SPECS)
+    assert {spec.split(":")[0] for spec in SPECS} < set(noise.names())
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("much", r"neither a number nor a noise model; write 0.05 or 12.75/255 .*gaussian, poisson, poisson_gaussian"),
+        (
+            "much",
+            r"neither a number nor a noise model; write 0.05 or 12.75/255 .*gaussian, .*poisson, poisson_gaussian",
+        ),
         ("poison:gain=0.1", r"neither a number nor a noise model.*poisson:gain=0.02"),
         ("poisson", r"poisson needs gain: brightness of one count"),
         ("poisson:gain=0", r"poisson: gain='0' must be > 0"),
