@@ -48,7 +48,7 @@ A forward operator for invdiff, in `invdiff_$name.py`.
 
     pip install --no-deps -e .              # beside an installed invdiff; edits count at once
     invdiff operators show $name
-    python -m pytest                        # the laws of an operator
+    invdiff operators check $name           # the laws of an operator; python -m pytest runs them too
     invdiff degrade photo.png -o y.tiff --operator $name --noise 0.02
     invdiff restore y.tiff -o x.png --operator $name --noise 0.02
 """
