@@ -61,6 +61,7 @@ def degrade(
     needs.
     """
     from invdiff.noise import noise_model
+    from invdiff.plugins import absolute
     from invdiff.problem import resolve_operator
 
     depth = int(bits) if bits else None
@@ -80,7 +81,7 @@ def degrade(
         click.echo("nothing to do: every output exists", err=True)
     failed = []
     for job in jobs:
-        words = ["invdiff", "degrade", str(job.source), "-o", str(job.target), "--operator", operator]
+        words = ["invdiff", "degrade", str(job.source), "-o", str(job.target), "--operator", absolute(operator)]
         words += ["--noise", noise, "--seed", str(seed), *(["--bits", bits] if bits else [])]
         try:
             degrade_one(job, chosen, noise, seed, depth, shlex.join(words), quiet)

@@ -6,10 +6,11 @@ import errno
 import os
 import sys
 import traceback
+from typing import Any
 
 import click
 
-from invdiff.errors import InvdiffError
+from invdiff.errors import InvdiffError, PluginError
 
 OUT_OF_MEMORY = "not enough memory; use a smaller --batch-size or smaller images, or another --device"
 DISK_FULL = "no space left on the disk; free some space, or write to another disk"
@@ -25,6 +26,8 @@ def report(error: BaseException, debug: bool = False) -> int:
         return 130
     if debug and not isinstance(error, click.ClickException):
         traceback.print_exception(error, file=sys.stderr)
+    elif isinstance(error, PluginError) and error.__cause__:
+        print_own_traceback(error.__cause__)
     if isinstance(error, click.UsageError) and type(error).__name__ == "NoArgsIsHelpError":
         click.echo(error.format_message())
         return 0
@@ -36,6 +39,10 @@ def report(error: BaseException, debug: bool = False) -> int:
         click.echo(f"Error: {one_line(error.format_message())}", err=True)
         return error.exit_code
     message = explain(error)
+    if message is None and (operator := failing_operator(error)):
+        if not debug:
+            print_own_traceback(error)
+        message = f"operator {operator} failed in its own code: {one_line(f'{type(error).__name__}: {error}')[:300]}"
     if message is None:
         kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         hint = "" if debug else "; run it again with --debug for the traceback"
@@ -73,6 +80,28 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("invdiff"):
         package = error.name.split(".")[0]
         return f"the package {package} is not installed; install it: pip install {package}"
+    return None
+
+
+def print_own_traceback(error: BaseException) -> None:
+    """The traceback of a plug-in's error, from where its own code begins."""
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "invdiff",
+        "importlib",
+        "click",
+    ):
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error, frames, chain=False, file=sys.stderr)
+
+
+def failing_operator(error: BaseException) -> str | None:
+    """The name of the operator in whose code an exception was raised, if it is somebody else's."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner: Any = frame.f_locals.get("self")
+        module = frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] != "invdiff" and type(owner).__module__ == module and hasattr(owner, "A_adjoint"):
+            return str(owner.name)
     return None
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
 
-from . import options, tables
+from . import errors, options, tables
 
 EXAMPLES = """
 invdiff operators list
 invdiff operators show gaussian_blur
+invdiff operators new coded_aperture
 
 # a chain: the links act from left to right
 invdiff operators show 'gaussian_blur:sigma=1 | downsample:factor=4'
@@ -24,11 +26,12 @@ invdiff operators check gaussian_blur:sigma=2
         "list": "invdiff.cli.operators:list_operators",
         "show": "invdiff.cli.operators:show_operator",
         "check": "invdiff.cli.operators_check:check",
+        "new": "invdiff.cli.operators_new:new_operator",
     },
     epilog=EXAMPLES,
 )
 def operators() -> None:
-    """List the forward operators and their parameters."""
+    """List the forward operators and their parameters; start one of your own."""
 
 
 @click.command("list", cls=options.Command, epilog="invdiff operators list")
@@ -37,25 +40,31 @@ def list_operators() -> None:
     from invdiff.operators import REGISTRY
 
     rows = []
-    for name, cls in REGISTRY.items():
+    found, failed = REGISTRY.usable()
+    for name, cls in found.items():
         able, dependent = solvers_for(cls)
         rows.append((name, tables.first_line(cls), ", ".join(able) + (", ..." if dependent else "")))
     click.echo(tables.table(("operator", "what it does", "works with"), rows))
     click.echo("\nParameters: invdiff operators show NAME")
+    for error in failed.values():
+        click.echo(f"unusable: {errors.one_line(str(error))}", err=True)
 
 
 @click.command("show", cls=options.Command, epilog="invdiff operators show gaussian_blur")
-@click.argument("name")
-def show_operator(name: str) -> None:
-    """What an operator computes, its parameters, and the solvers that can use it; of a chain "a | b", what links it has."""
-    from invdiff.operators import REGISTRY
-    from invdiff.parameters import declarations, parse_spec, split_links
+@click.argument("spec", metavar="NAME|FILE.py:CLASS")
+def show_operator(spec: str) -> None:
+    """What an operator computes, its parameters, and the solvers that can use it; of a chain "a | b", what links it has.
 
-    if len(split_links(name)) > 1:
-        show_chain(name)
+    Naming a file runs the code in it.
+    """
+    from invdiff.operators import find
+    from invdiff.parameters import declarations, split_links
+
+    if len(split_links(spec)) > 1:
+        show_chain(spec)
         return
-    name, _ = parse_spec(name)
-    cls = REGISTRY[name]
+    cls, _ = find(spec)
+    name = cls.name
     able, dependent = solvers_for(cls)
     click.echo(f"{name}\n\n{tables.docstring(cls)}\n")
     click.echo(tables.parameters(declarations(cls)))
@@ -68,7 +77,8 @@ def show_operator(name: str) -> None:
     click.echo(f"\nProperties: {', '.join(words)}")
     more = "; others depending on its parameters" if dependent else ""
     click.echo(f"Works with the solvers: {', '.join(able) or 'none'}{more}")
-    click.echo(f"\nExample: --operator {tables.example(name, declarations(cls))}")
+    example = tables.example(name, declarations(cls))
+    click.echo(f"\nExample: --operator {example if cls.loaded_from is None else shlex.quote(example)}")
 
 
 def show_chain(spec: str) -> None:
@@ -76,7 +86,7 @@ def show_chain(spec: str) -> None:
     from invdiff import operators, solvers
 
     chain = operators.get(spec)
-    rows = [(one["spec"], tables.first_line(operators.REGISTRY[one["name"]])) for one in chain.settings()["of"]]
+    rows = [(one["spec"], tables.first_line(operators.find(one["spec"])[0])) for one in chain.settings()["of"]]
     click.echo(f"{chain}\n")
     click.echo(tables.table(("link", "what it does"), rows))
     offers = {

@@ -190,12 +190,21 @@ def together(*decorators: Decorator) -> Decorator:
     return decorate
 
 
-operator_option = click.option(
-    "--operator",
-    metavar="SPEC",
-    required=True,
-    help="Forward operator A: NAME or NAME:key=value,... (`invdiff operators list`); 'A | B' is A and then B.",
+class _OperatorOption(click.Option):
+    """Its help names the operators there are, installed plug-ins included."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        from invdiff.operators import names
+
+        self.help = f"{OPERATOR_HELP} NAME is one of {', '.join(names())} (`invdiff operators list`)."
+        return super().get_help_record(ctx)
+
+
+OPERATOR_HELP = (
+    "Forward operator A: NAME, NAME:key=value,... or a class of your own, FILE.py:CLASS(key=value,...), which runs the "
+    "code in that file; 'A | B' is A and then B."
 )
+operator_option = click.option("--operator", cls=_OperatorOption, metavar="SPEC", required=True, help=OPERATOR_HELP)
 seed_option = click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the random numbers (0 is a seed)."
 )

@@ -157,6 +157,7 @@ def restore(
     from invdiff import measurement_files
     from invdiff.images import IMAGE_SUFFIXES
     from invdiff.noise import noise_model
+    from invdiff.plugins import absolute
     from invdiff.problem import resolve_operator
     from invdiff.raw_data import HDF5_SUFFIXES, Layout, is_raw
     from invdiff.restoration import TOLERANCE, default_batch_size, resolve_prior
@@ -196,7 +197,7 @@ def restore(
     network = resolve_prior(prior, device, precision)
     settings = Settings(
         operator=chosen_operator,
-        operator_text=operator,
+        operator_text=absolute(operator) if operator else None,
         noise=model,
         noise_text=noise,
         layout=layout,

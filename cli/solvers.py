@@ -77,6 +77,6 @@ def show_solver(name: str) -> None:
     click.echo(f"{name}\n\n{cls.paper()}\n")
     click.echo(tables.parameters(declarations(cls)))
     click.echo(f"\nNeeds an operator that is or has: {', '.join(sorted(cls.needs)) or 'anything'}")
-    able = [key for key, operator in OPERATORS.items() if name in solvers_for(operator)[0]]
+    able = [key for key, operator in OPERATORS.usable()[0].items() if name in solvers_for(operator)[0]]
     click.echo(f"Works with the operators: {', '.join(able) or 'none'}")
     click.echo(f"\nExample: --solver {tables.example(name, declarations(cls), optional=True)}")

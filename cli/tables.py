@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from invdiff.parameters import join_spec
+
 if TYPE_CHECKING:
     from invdiff.parameters import Declaration
 
@@ -60,7 +62,7 @@ def example(name: str, declared: Sequence[Declaration], optional: bool = False) 
     parts = required or defaults[:1]
     if optional and len(defaults) > 1:
         parts = [defaults[0], defaults[-1]]
-    return f"{name}:{','.join(parts)}" if parts else name
+    return join_spec(name, parts)
 
 
 def docstring(cls: type) -> str:

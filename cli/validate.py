@@ -46,7 +46,8 @@ MARK = "invdiff validate"
     "operators",
     metavar="SPEC",
     multiple=True,
-    help="Only Gaussian priors under this operator: NAME (with values for 8 x 8 pixels) or NAME:key=value,...; repeatable.",
+    help="Only Gaussian priors under this operator: NAME (with values for 8 x 8 pixels), NAME:key=value,... "
+    "or FILE.py:CLASS(key=value,...), which runs the file; repeatable.",
 )
 @click.option(
     "--problem",
@@ -94,9 +95,11 @@ def validate(
     from invdiff import solvers
     from invdiff.evaluation.exactness import batteries, page, report, running
     from invdiff.images import all_or_nothing, atomic_path, write_json
+    from invdiff.plugins import absolute
     from invdiff.solution import package_versions
 
     targets = _targets(json_file, html_file, overwrite)
+    operators = tuple(map(absolute, operators))  # the text is what the random numbers are keyed by
     chosen = list(dict.fromkeys(specs)) or solvers.names()
     for spec in chosen:
         solvers.get(spec)

@@ -26,6 +26,10 @@ class CheckpointError(InvdiffError):
     """A checkpoint is missing, incomplete, truncated or does not fit its configuration."""
 
 
+class PluginError(InvdiffError):
+    """A plug-in's own code failed; what it raised is the cause, and its traceback is shown before the line."""
+
+
 class NumericalError(InvdiffError):
     """A computation produced NaN or infinity; the message names the solver, the step and sigma."""
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -44,6 +44,8 @@ class Operator:
     family: ClassVar[str] = "other"
     # True if U^T U = I even where s = 0: then the adjoint has a decomposition too.
     orthonormal_U: ClassVar[bool] = False
+    # The path and the sha256 of the file that a spec named, where the class comes from one (invdiff/plugins.py).
+    loaded_from: ClassVar[Mapping[str, str] | None] = None
     # What a composition may do with it: leave it out, because A x = x; change places with its neighbour, because A is the
     # same on each channel alone whatever their number, or the same linear map of the channels at every pixel.
     neutral: ClassVar[bool] = False
@@ -255,14 +257,15 @@ class Operator:
         return format_spec(self.name, self)
 
     def settings(self) -> dict[str, Any]:
-        """The name, the spec, and every parameter with its value as text or number: for records."""
+        """The name, the spec, every parameter with its value as text or number, and the file of a class: for records."""
         values = {d.name: getattr(self, d.name) for d in declarations(type(self))}
         plain = {
             key: value if isinstance(value, (str, int, float, type(None)))
             else f"array of shape {tuple(value.shape)}" if hasattr(value, "shape") else str(value)
             for key, value in values.items()
         }  # fmt: skip
-        return {"name": self.name, "spec": self.spec, "parameters": plain}
+        file = {"loaded_from": dict(self.loaded_from)} if self.loaded_from else {}
+        return {"name": self.name, "spec": self.spec, "parameters": plain} | file
 
     def __str__(self) -> str:
         return self.spec

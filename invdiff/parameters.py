@@ -172,7 +172,8 @@ def build(cls: type, owner: str, values: Mapping[str, Any]) -> Any:
             raise unknown(f"parameter of {owner}", key, known)
     missing = [d.name for d in known.values() if d.required and d.name not in values]
     if missing:
-        raise UsageError(f"{owner} needs {', '.join(missing)}: {known[missing[0]].help}, e.g. {owner}:{missing[0]}=...")
+        example = join_spec(owner, [f"{missing[0]}=..."])
+        raise UsageError(f"{owner} needs {', '.join(missing)}: {known[missing[0]].help}, e.g. {example}")
     return cls(**values)
 
 
@@ -182,17 +183,30 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
     Raises UsageError for anything not of the form NAME or NAME:key=value,key=value.
     """
     name, _, rest = text.strip().partition(":")
-    values: dict[str, str] = {}
-    for part in rest.split(",") if rest else []:
-        key, equals, value = part.partition("=")
-        if not equals or not key.strip() or not value.strip():
-            raise UsageError(f"cannot read {part!r} in {text!r}; write NAME:key=value,key=value")
-        if key.strip() in values:
-            raise UsageError(f"{key.strip()!r} is given twice in {text!r}")
-        values[key.strip()] = value.strip()
+    values = parse_values(rest, text, "NAME:key=value,key=value")
     if not name:
         raise UsageError(f"{text!r} names nothing; write NAME or NAME:key=value,key=value")
     return name, values
+
+
+def parse_values(part: str, text: str, form: str) -> dict[str, str]:
+    """ "sigma=2,boundary=reflect" -> {"sigma": "2", "boundary": "reflect"}; text, form: the whole, and how it is written."""
+    values: dict[str, str] = {}
+    for pair in part.split(",") if part else []:
+        key, equals, value = pair.partition("=")
+        if not equals or not key.strip() or not value.strip():
+            raise UsageError(f"cannot read {pair!r} in {text!r}; write {form}")
+        if key.strip() in values:
+            raise UsageError(f"{key.strip()!r} is given twice in {text!r}")
+        values[key.strip()] = value.strip()
+    return values
+
+
+def join_spec(name: str, pairs: Sequence[str]) -> str:
+    """NAME:key=value,key=value; for a class in a file, whose name is PATH.py:CLASS, PATH.py:CLASS(key=value,...)."""
+    if not pairs:
+        return name
+    return f"{name}({','.join(pairs)})" if ".py" in name else f"{name}:{','.join(pairs)}"
 
 
 def split_links(text: str) -> list[str]:
@@ -218,7 +232,7 @@ def format_spec(name: str, instance: Any) -> str:
         # Every digit counts: the spec is the operator's identity.
         text = text.removesuffix(".0") if isinstance(value, float) else text
         parts.append(f"{declaration.name}={text}")
-    return f"{name}:{','.join(parts)}" if parts else name
+    return join_spec(name, parts)
 
 
 @dataclasses.dataclass(frozen=True)

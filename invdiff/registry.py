@@ -1,23 +1,40 @@
-"""A registry as data: name -> "module:attribute", imported when first asked for."""
+"""A registry as data: name -> "module:attribute", imported when first asked for.
+
+What is built in and what installed packages add (through an entry-point group) are entries of one table, found, imported
+and checked in the same way. A plug-in that cannot be used is an error for whoever asks for it, and for nobody else.
+"""
 
 from __future__ import annotations
 
+import functools
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from invdiff.errors import UsageError, unknown
+from invdiff.errors import InvdiffError, PluginError, UsageError, unknown
 
 
 class Registry(Mapping[str, Any]):
-    """Names of one kind of thing ("operator", "solver"). Iterates sorted; looking up imports the module."""
+    """Names of one kind of thing ("operator", "solver"). Iterates sorted; looking up imports the module.
 
-    def __init__(self, kind: str, entries: Mapping[str, str], group: str | None = None) -> None:
+    group: the entry-point group of installed plug-ins, read at the first lookup. check: called with what was found, its name
+    and its target; raises UsageError if it is no such thing.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str],
+        group: str | None = None,
+        check: Callable[[Any, str, str], None] | None = None,
+    ) -> None:
         self.kind = kind
         self._entries: dict[str, str] = {}
+        self._packages: dict[str, str] = {}  # name -> the installed package that adds it
+        self._clashes: dict[str, UsageError] = {}
         for name, target in entries.items():
             self.add(name, target)
-        self._group = group  # entry-point group of installed plug-ins, read at the first lookup
+        self._group, self._check = group, check
 
     def add(self, name: str, target: str) -> None:
         """Register "module:attribute" under a name. Raises UsageError if the name is taken by another target."""
@@ -31,14 +48,46 @@ class Registry(Mapping[str, Any]):
 
             group, self._group = self._group, None
             for point in entry_points(group=group):
-                self.add(point.name, point.value)
+                package = point.dist.name if point.dist else point.value.partition(":")[0]
+                try:
+                    self.add(point.name, point.value)
+                    self._packages.setdefault(point.name, package)
+                except UsageError as error:
+                    # Which of the two is meant nobody knows; every other name still works.
+                    self._clashes[point.name] = UsageError(f"{error}, or remove it: pip uninstall {package}")
 
     def __getitem__(self, name: str) -> Any:
         self._load_plugins()
         if name not in self._entries:
             raise unknown(self.kind, name, self._entries)
-        module, _, attribute = self._entries[name].partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        if name in self._clashes:
+            raise self._clashes[name]
+        target = self._entries[name]
+        found = self._import_plugin(name, target) if name in self._packages else import_target(target)
+        if self._check:
+            self._check(found, name, target)
+        return found
+
+    def _import_plugin(self, name: str, target: str) -> Any:
+        try:
+            return import_target(target)
+        except (Exception, SystemExit) as error:
+            package = self._packages[name]
+            raise PluginError(
+                f"{self.kind} {name!r} cannot be imported from {target}: {type(error).__name__}: {error}; repair the "
+                f"package {package}, or remove it: pip uninstall {package}"
+            ) from error
+
+    def usable(self) -> tuple[dict[str, Any], dict[str, InvdiffError]]:
+        """(name -> what it names, for all that can be imported; name -> why not, for the others)."""
+        found: dict[str, Any] = {}
+        failed: dict[str, InvdiffError] = {}
+        for name in self:
+            try:
+                found[name] = self[name]
+            except InvdiffError as error:
+                failed[name] = error
+        return found, failed
 
     def __iter__(self) -> Iterator[str]:
         self._load_plugins()
@@ -51,3 +100,9 @@ class Registry(Mapping[str, Any]):
     def __contains__(self, name: object) -> bool:
         self._load_plugins()
         return name in self._entries
+
+
+def import_target(target: str) -> Any:
+    """What "module:attribute" names; an entry point's value may end in extras, "module:attribute [extra]"."""
+    module, _, attribute = target.partition("[")[0].strip().partition(":")
+    return functools.reduce(getattr, attribute.split("."), importlib.import_module(module.strip()))

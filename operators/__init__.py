@@ -2,7 +2,12 @@
 
     invdiff.operators.get("gaussian_blur", sigma=2)      invdiff.operators.get("inpaint:box=16x16")
     invdiff.operators.GaussianBlur(sigma=2)              invdiff.operators.Linear(matrix)
+    invdiff.operators.get("my_op.py:MyOp(gain=2)")       # runs that file
     invdiff.operators.get("gaussian_blur:sigma=1 | downsample:factor=4")          one after the other, left to right
+
+What is built in is registered as a plug-in is: a name and a "module:Class", which the package's metadata holds for a plug-in
+(entry-point group `invdiff.operators`) and the table below for ours, so that a checkout needs no installation. From there
+on nothing tells them apart: the class's declared parameters give its specs, help, range checks and records.
 
 Importing this package imports no physics and no torch: names are looked up when first asked for.
 """
@@ -14,7 +19,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from invdiff.errors import UsageError
 from invdiff.parameters import build, declarations, parse_spec, split_links
-from invdiff.registry import Registry
+from invdiff.plugins import check_class, is_file_spec, load_class
+from invdiff.registry import Registry, import_target
 
 if TYPE_CHECKING:
     from invdiff.operator import Operator
@@ -43,23 +49,24 @@ _BUILT_IN = {
 }
 _CLASSES = {target.rpartition(":")[2]: name for name, target in _BUILT_IN.items()}
 
-REGISTRY = Registry("operator", _BUILT_IN, group="invdiff.operators")
+REGISTRY = Registry("operator", _BUILT_IN, group="invdiff.operators", check=check_class)
 
-__all__ = ["REGISTRY", "get", "names", "register"]
+__all__ = ["REGISTRY", "find", "get", "names", "register"]
 
 
 def get(operator: "str | Operator", **parameters: Any) -> "Operator":
-    """The operator of a name, a spec such as "gaussian_blur:sigma=2", a chain of specs "a | b" that act from left to right,
-    or an Operator (given back as it is).
+    """The operator of a name, a spec such as "gaussian_blur:sigma=2" or "my_op.py:MyOp(gain=2)" (which runs that file), a
+    chain of specs "a | b" that act from left to right, or an Operator (given back as it is).
 
     parameters: values that are added to those of the spec (or of the Operator), and win over them.
-    Raises UsageError, with the closest match, for an unknown name or parameter, and for a value out of range.
+    Raises UsageError, with the closest match, for an unknown name or parameter, and for a value out of range;
+    PluginError if a plug-in's code cannot be imported.
     """
     if isinstance(operator, str) and len(links := split_links(operator)) > 1:
         return _chain(operator, links, parameters)
     if isinstance(operator, str):
-        name, values = parse_spec(operator)
-        return cast("Operator", build(REGISTRY[name], name, {**values, **parameters}))
+        cls, values = find(operator)
+        return cast("Operator", build(cls, cls.name, {**values, **parameters}))
     from invdiff.operator import Operator
 
     if not isinstance(operator, Operator):
@@ -71,6 +78,14 @@ def get(operator: "str | Operator", **parameters: Any) -> "Operator":
         return operator
     current = {d.name: getattr(operator, d.name) for d in declarations(type(operator))}
     return cast("Operator", build(type(operator), operator.name, {**current, **parameters}))
+
+
+def find(spec: str) -> "tuple[type[Operator], dict[str, str]]":
+    """The class that a spec names, and the parameters it gives, as text. Raises as `get`."""
+    if is_file_spec(spec):
+        return load_class(spec)
+    name, values = parse_spec(spec)
+    return REGISTRY[name], values
 
 
 def _chain(spec: str, links: list[str], parameters: dict[str, Any]) -> "Operator":
@@ -97,7 +112,7 @@ def register(name: str, target: str) -> None:
 
 def __getattr__(attribute: str) -> Any:
     if attribute in _CLASSES:
-        return REGISTRY[_CLASSES[attribute]]
+        return import_target(_BUILT_IN[_CLASSES[attribute]])
     raise AttributeError(f"module {__name__!r} has no attribute {attribute!r}; classes: {', '.join(sorted(_CLASSES))}")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_LINES = 400
-OPERATOR_CONTRACT = ("operator", "parameters", "registry", "errors", "images", "linalg")
+OPERATOR_CONTRACT = ("operator", "parameters", "registry", "errors", "images", "linalg", "plugins")
 UPPER = ("invdiff.training", "invdiff.evaluation", "invdiff.solvers", "invdiff.samplers", "invdiff.doctor")
 # The public entry points live in the core's folder, but stand above the solvers that they run.
 ENTRY_POINTS = ("invdiff", "invdiff.__main__", "invdiff.restoration", "invdiff.generation")

@@ -357,10 +357,10 @@ def test_every_parameter_is_documented() -> None:
 
 def test_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(operators.REGISTRY, "_entries", dict(operators.REGISTRY._entries))
-    operators.register("same", "invdiff.operators.identity:Identity")
-    assert isinstance(operators.get("same"), operators.Identity)
-    with pytest.raises(UsageError, match="two operators are called 'same'"):
-        operators.register("same", "elsewhere:Thing")
+    operators.register("identity", "invdiff.operators.identity:Identity")
+    assert isinstance(operators.get("identity"), operators.Identity)
+    with pytest.raises(UsageError, match="two operators are called 'identity'"):
+        operators.register("identity", "elsewhere:Thing")
 
 
 def test_the_recipe_for_an_operator_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

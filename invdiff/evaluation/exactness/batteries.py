@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from invdiff.errors import UsageError
+from invdiff.errors import PluginError, UsageError
 from invdiff.evaluation.exactness.problems import (
     FAMILIES,
     GAUSSIAN,
@@ -67,7 +67,7 @@ def plan(
         for spec in dict.fromkeys(operators or registry.names()):
             try:
                 cases.append(gaussian_case(spec, seed, levels, count))
-            except UsageError as error:
+            except (UsageError, PluginError) as error:
                 if operators:
                     raise
                 skipped.append((spec, str(error)))
