@@ -29,6 +29,11 @@ _BUILT_IN = {
     "random_subsample": "invdiff.operators.subsample:RandomSubsample",
     "grayscale": "invdiff.operators.grayscale:Grayscale",
     "linear": "invdiff.operators.linear:Linear",
+    "phase_retrieval": "invdiff.operators.phase_retrieval:PhaseRetrieval",
+    "saturate": "invdiff.operators.tone:Saturate",
+    "gamma": "invdiff.operators.tone:Gamma",
+    "quantize": "invdiff.operators.tone:Quantize",
+    "jpeg": "invdiff.operators.jpeg:JPEG",
 }
 _CLASSES = {target.rpartition(":")[2]: name for name, target in _BUILT_IN.items()}
 

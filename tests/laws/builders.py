@@ -72,3 +72,18 @@ CASES: list[Case] = [
     Case("linear:tall", (5,), lambda: operators.Linear(_array(8, 5))),
     Case("linear:rank_one", (6,), _rank_one),
 ]
+
+# Operators that are not linear: their own battery, test_nonlinear_laws.py.
+NONLINEAR: list[Case] = [
+    _spec("saturate", 3, 6, 5),
+    _spec("saturate:gain=0.5", 1, 5, 6),
+    _spec("gamma", 3, 6, 5),
+    _spec("gamma:exponent=0.4", 1, 5, 6),
+    _spec("quantize", 3, 6, 5),
+    _spec("quantize:bits=1", 1, 5, 6),
+    _spec("jpeg", 3, 17, 20),
+    _spec("jpeg:quality=80,subsampling=4:4:4", 3, 8, 9),
+    _spec("jpeg:quality=5", 1, 9, 16),
+    _spec("phase_retrieval", 1, 6, 5),
+    _spec("phase_retrieval:oversample=1.3", 3, 5, 7),
+]
