@@ -132,8 +132,9 @@ def main() -> None:
         for noise in arguments.noise:
             for budget in arguments.budget:
                 for spec in arguments.operator:
-                    names = [FIRST_GUESS, AUTO, *(arguments.solver or able(operators.get(spec)))]
-                    for key in (json.dumps([spec, noise, budget, name]) for name in names):
+                    names = [AUTO, *(arguments.solver or able(operators.get(spec)))]
+                    asked = [[spec, noise, 0, FIRST_GUESS], *([spec, noise, budget, name] for name in names)]
+                    for key in map(json.dumps, asked):
                         if key not in record:
                             record[key] = measure(*json.loads(key), prior)
                             print(key, record[key], flush=True)

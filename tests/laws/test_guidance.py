@@ -14,7 +14,7 @@ from laws import reference, reference_guidance
 from laws.test_solver_laws import Replay, bias, final, make_problem, moment_errors, path_error
 
 from invdiff import operators, solvers
-from invdiff.operator import Operator
+from invdiff.operator import Operator, Shape
 from invdiff.priors.base import Prior
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.problem import Problem
@@ -215,6 +215,12 @@ class Squared(Operator):
 
     name: ClassVar[str] = "squared"
     linear: ClassVar[bool] = False
+
+    def measurement_shape(self, shape: Shape) -> Shape:
+        return (9,)
+
+    def image_shape(self, shape: Shape) -> Shape:
+        return (6,)
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         B = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 6))).to(x)
