@@ -145,7 +145,7 @@ def test_auto_without_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "single", "several"),
-    [("jpeg", "dpir", "diffpir"), ("gamma", "dpir", "diffpir"), ("saturate", "daps", "daps")],
+    [("jpeg", "dpir", "diffpir"), ("gamma", "dpir", "diffpir"), ("saturate", "fast_dips", "fast_dips")],
 )
 def test_auto_for_operators_that_are_not_linear(spec: str, single: str, several: str) -> None:
     assert choose(operators.get(spec), SHAPE, 0.1).spec == solvers.get(single, steps=20).spec

@@ -14,7 +14,7 @@ from invdiff.solvers.recommendation import recommend
 
 CALLS = 20
 """Network calls of `auto`, where the user gives no steps."""
-NONLINEAR = {"tone": "dpir", "compression": "dpir", "phase": "dpir"}
+NONLINEAR = {"tone": "dpir", "compression": "dpir", "phase": "dpir", "saturation": "fast_dips"}
 """Family of operators that are not linear -> the solver for one estimate, where that is not `daps`."""
 
 
