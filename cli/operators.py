@@ -117,6 +117,6 @@ def solvers_for(cls: Any) -> tuple[list[str], bool]:
     from invdiff.solvers import REGISTRY
 
     decomposition = has_svd(cls)
-    offers = {"linear": cls.linear, "differentiable": cls.differentiable, "svd": bool(decomposition)}
+    offers = {"linear": cls.linear, "differentiable": cls.differentiable or cls.linear, "svd": bool(decomposition)}
     able = [name for name, solver in REGISTRY.items() if all(offers[need] for need in solver.needs)]
     return able, decomposition is None and len(able) < len(REGISTRY)

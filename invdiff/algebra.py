@@ -119,6 +119,9 @@ class Scaled(Operator):
     def A_dagger(self, y: torch.Tensor) -> torch.Tensor:
         return self.of.A_dagger(y / self.factor)
 
+    def first_guess(self, y: torch.Tensor) -> torch.Tensor:
+        return self.of.first_guess(y / self.factor)
+
     def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
         return self.of.prox_l2(z, y / self.factor, gamma * self.factor**2)
 

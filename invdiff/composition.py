@@ -103,6 +103,13 @@ class Composition(Several):
             v = part.A_vjp(entering, v)
         return v
 
+    def first_guess(self, y: torch.Tensor) -> torch.Tensor:
+        if self.linear:
+            return super().first_guess(y)
+        for link in reversed(self.of):
+            y = link.first_guess(y)
+        return y
+
     def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
         return self.parts[0].prox_l2(z, y, gamma) if len(self.parts) == 1 else super().prox_l2(z, y, gamma)
 

@@ -20,6 +20,7 @@ import torch
 
 from invdiff.errors import UsageError
 from invdiff.linalg import largest_eigenvalue, solve
+from invdiff.nonlinear import gauss_newton
 from invdiff.parameters import declarations, format_spec, validate
 
 Shape = tuple[int, ...]
@@ -40,7 +41,8 @@ class Operator:
     linear: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
     # What kind of loss it is, for the choice of a solver: "blur" (smooth kernels), "motion" (others),
-    # "downsampling", "inpainting", or "other".
+    # "downsampling", "inpainting", or "other"; if not linear "tone", "saturation",
+    # "compression", "phase", or "other".
     family: ClassVar[str] = "other"
     # True if U^T U = I even where s = 0: then the adjoint has a decomposition too.
     orthonormal_U: ClassVar[bool] = False
@@ -119,6 +121,19 @@ class Operator:
             (gradient,) = torch.autograd.grad(self.A(x), x, v)
         return gradient
 
+    def A_jvp(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        """J(x) u: A u itself for a linear A, else by forward-mode differentiation."""
+        if self.linear:
+            return self.A(u)
+        product: torch.Tensor = torch.func.jvp(self.A, (x,), (u,))[1]
+        return product
+
+    def first_guess(self, y: torch.Tensor) -> torch.Tensor:
+        """A plausible image (B, *image shape) from y alone: the pseudo-inverse, and mid-grey where A is not linear."""
+        if self.linear:
+            return self.A_dagger(y)
+        return y.new_full((len(y), *self.image_shape(tuple(y.shape[1:]))), 0.5)
+
     def A_adjoint_A(self, x: torch.Tensor) -> torch.Tensor:
         """A^T A x."""
         return self.A_adjoint(self.A(x))
@@ -136,8 +151,11 @@ class Operator:
         return self._iterate("A_dagger", self.A_adjoint_A, self.A_adjoint(y))
 
     def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
-        """argmin_x  gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2  =  (gamma A^T A + I)^-1 (gamma A^T y + z)."""
-        self._require_linear("prox_l2")
+        """argmin_x  gamma/2 ||A x - y||^2 + 1/2 ||x - z||^2  =  (gamma A^T A + I)^-1 (gamma A^T y + z), if A is linear.
+
+        Else a local minimum near z, by a few Gauss-Newton steps (invdiff/nonlinear.py)."""
+        if not self.linear:
+            return gauss_newton(self, z, y, gamma)
         if self.has_svd:
             svd = self.svd(tuple(z.shape[1:]))
             s = svd.singular_values.to(z)

@@ -78,6 +78,13 @@ class Stack(Several):
         first, *more = (one.A_vjp(x, part) for one, part in zip(self.of, parts, strict=True))
         return sum(more, start=first)
 
+    def first_guess(self, y: torch.Tensor) -> torch.Tensor:
+        """Where not linear, the mean of what each measurement says."""
+        if self.linear:
+            return super().first_guess(y)
+        guesses = [one.first_guess(part) for one, part in zip(self.of, self.split(y), strict=True)]
+        return torch.stack(guesses).mean(0)
+
     def measurement_shape(self, shape: Shape) -> Shape:
         shapes = self._shapes(shape)
         if len({one[1:] for one in shapes}) == 1:

@@ -71,6 +71,14 @@ class Whitened(Operator):
     def A_vjp(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return self.of.A_vjp(x, self.W(v))
 
+    def A_jvp(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        Ju = self.of.A_jvp(x, u)
+        return self._weights(Ju) * Ju
+
+    def first_guess(self, y: torch.Tensor) -> torch.Tensor:
+        """What A's own says of the measurement before it was rescaled, which serves as well as the least squares one."""
+        return self.of.first_guess(y / self._weights(y))
+
     def measurement_shape(self, shape: Shape) -> Shape:
         return self.of.measurement_shape(shape)
 

@@ -46,6 +46,11 @@ _BUILT_IN = {
     "fourier_subsample": "invdiff.operators.mri:FourierSubsample",
     "mri_multicoil": "invdiff.operators.mri:MultiCoil",
     "tomography": "invdiff.operators.tomography:Tomography",
+    "phase_retrieval": "invdiff.operators.phase_retrieval:PhaseRetrieval",
+    "saturate": "invdiff.operators.tone:Saturate",
+    "gamma": "invdiff.operators.tone:Gamma",
+    "quantize": "invdiff.operators.tone:Quantize",
+    "jpeg": "invdiff.operators.jpeg:JPEG",
 }
 _CLASSES = {target.rpartition(":")[2]: name for name, target in _BUILT_IN.items()}
 

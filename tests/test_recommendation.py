@@ -146,6 +146,15 @@ def test_auto_without_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose(operators.get("inpaint"), SHAPE, 0.1).name == "diffpir"
 
 
+@pytest.mark.parametrize(
+    ("spec", "single", "several"),
+    [("jpeg", "dpir", "diffpir"), ("gamma", "dpir", "diffpir"), ("saturate", "fast_dips", "fast_dips")],
+)
+def test_auto_for_operators_that_are_not_linear(spec: str, single: str, several: str) -> None:
+    assert choose(operators.get(spec), SHAPE, 0.1).spec == solvers.get(single, steps=20).spec
+    assert choose(operators.get(spec), SHAPE, 0.1, 7, several=True).spec == solvers.get(several, steps=7).spec
+
+
 def test_the_shipped_table_is_complete_and_true_to_the_registry() -> None:
     scores = recommendation.scores()
     cells = {(score.family, score.noise, score.budget) for score in scores}

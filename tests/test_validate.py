@@ -482,9 +482,9 @@ def test_the_list_of_solvers_says_what_each_takes() -> None:
     assert cell["diffpir"] | {"method": ""} == {
         "solver": "diffpir",
         "method": "",
-        "needs": "linear",
+        "needs": "differentiable",
         "calls": "20",
         "transition": "any",
         "particles": "-",
-        "nonlinear": "-",
+        "nonlinear": "yes",
     }

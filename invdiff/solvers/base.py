@@ -194,7 +194,7 @@ class Solver(Method):
         """x at the first level, (B, *image shape), as `initial` says.
 
         measurement: sigma z around what the measurement says of an image of mean and deviation 1/2,
-            argmin ||A x - y||^2 / sigma_y^2 + ||x - 1/2||^2 / (1/2)^2 (mid-grey, if A is not linear).
+            argmin ||A x - y||^2 / sigma_y^2 + ||x - 1/2||^2 / (1/2)^2, or A.first_guess(y), if A is not linear.
         noise: a DDPM's start: N(0, I) in its own variable sqrt(abar) x on [-1, 1], so the deviation is
             sqrt(sigma^2 + 1/4) around mid-grey: the first level of data of mean and deviation 1/2.
         prior: x_0 + sigma z with x_0 drawn from the prior: exact, where the noise does not drown the prior's moments.
@@ -209,9 +209,11 @@ class Solver(Method):
     def middle(self, problem: Problem) -> torch.Tensor:
         """The centre (B, *image shape) of the first level, where it is not drawn: see `start`."""
         grey = problem.y.new_full((len(problem.y), *problem.image_shape), 0.5)
-        if self.initial == "measurement" and problem.operator.linear:
-            return problem.operator.prox_l2(grey, problem.y, (0.5 / problem.sigma_y) ** 2)
-        return grey
+        if self.initial != "measurement":
+            return grey
+        if not problem.operator.linear:
+            return problem.operator.first_guess(problem.y)
+        return problem.operator.prox_l2(grey, problem.y, (0.5 / problem.sigma_y) ** 2)
 
     def draw_prior(self, prior: Prior, noise: Noise, count: int = 1) -> torch.Tensor:
         """`count` draws of x_0 for each row, (B count, *image shape). Raises UsageError if the prior has none."""
@@ -224,7 +226,9 @@ class Solver(Method):
 
     def missing(self, operator: Operator) -> list[str]:
         """The needs that an operator does not meet."""
-        offers = {"linear": operator.linear, "svd": operator.has_svd, "differentiable": operator.differentiable}
+        # A linear operator is its own derivative, and its adjoint the product with it from the left.
+        smooth = operator.differentiable or operator.linear
+        offers = {"linear": operator.linear, "svd": operator.has_svd, "differentiable": smooth}
         return sorted(need for need in self.needs if not offers[need])
 
     def check(self, operator: Operator) -> None:

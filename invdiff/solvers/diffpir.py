@@ -12,7 +12,8 @@ Differs from the paper:
 - zeta = 1 by default: at 20 calls it restores best (docs/tables/solvers.md); the paper varies it from 0.1 to 1;
 - start and levels are those of all solvers here (invdiff/solvers/base.py);
 - the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients
-  (the paper: closed form in the Fourier domain, or a gradient step).
+  (the paper: closed form in the Fourier domain, or a gradient step);
+- operators that are not linear: a few Gauss-Newton steps (invdiff/nonlinear.py), or the operator's own.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class DiffPIR(Solver):
     """Proximal data step; one network call a step, no gradients."""
 
     name: ClassVar[str] = "diffpir"
-    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
     interchangeable: ClassVar[bool] = True
     remedy: ClassVar[str] = "a larger lam"
 

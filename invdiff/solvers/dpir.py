@@ -14,7 +14,8 @@ Differs from the paper:
   first level fills what was not measured (sigma_max = 49/255 is the paper's), and the last is below sigma_y, where the
   paper stops (sigma_min; at sigma_y = 0.2 that smooths too much);
 - z_0 is where all solvers here start (invdiff/solvers/base.py), without the noise, instead of an interpolation of y;
-- the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients.
+- the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients;
+- operators that are not linear: a few Gauss-Newton steps (invdiff/nonlinear.py), or the operator's own.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class DPIR(PointEstimate):
     """Half-quadratic splitting; one network call a step, no gradients, no noise."""
 
     name: ClassVar[str] = "dpir"
-    needs: ClassVar[frozenset[str]] = frozenset({"linear"})
+    needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
     deterministic: ClassVar[bool] = True
     end: ClassVar[float] = 0.25
     remedy: ClassVar[str] = "a larger lam"

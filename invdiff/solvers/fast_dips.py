@@ -39,7 +39,6 @@ from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.solvers.base import Correction, Estimate, Solver, Transition
 from invdiff.solvers.transitions import Renoise
-from invdiff.solvers.tweedie import jacobian_product
 
 SUFFICIENT = 1e-4
 HALVINGS = 20
@@ -99,7 +98,7 @@ def _descend(
     A(x): the new x and its image."""
     A = problem.operator
     g = trust * (x - anchor) + rho * A.A_vjp(x, image - target)
-    Hg, slope = jacobian_product(A, x, g), dot(g, g)
+    Hg, slope = A.A_jvp(x, g), dot(g, g)
     curvature = trust * slope + rho * dot(Hg, Hg).reshape(slope.shape)
     alpha = slope / torch.where(curvature > 0, curvature, torch.ones_like(curvature))
     if A.linear:

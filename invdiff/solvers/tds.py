@@ -46,7 +46,7 @@ from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise
 from invdiff.solvers.particles import Filter, ParticleNoise, ParticleSolver, View, expanded, inner
-from invdiff.solvers.tweedie import Moments, jacobian_product
+from invdiff.solvers.tweedie import Moments
 
 TWISTS = ("auto", "tweedie", "scalar", "plain")
 MAX_TWEEDIE = 16
@@ -107,7 +107,7 @@ class _Twisted(Filter):
         residual = p.residual.flatten(1)
         units = torch.eye(residual.shape[1]).to(residual)
         columns = [p.covariance_adjoint(unit.expand_as(residual).reshape(p.residual.shape)) for unit in units]
-        rows = [jacobian_product(p.operator, p.clean, column).flatten(1) for column in columns]
+        rows = [p.operator.A_jvp(p.clean, column).flatten(1) for column in columns]
         S = torch.stack(rows, 1).double()  # [R, m, m]
         noise = self.problem.sigma_y**2
         # A network's Jacobian need not be symmetric, nor positive: its part below zero is no variance.

@@ -48,7 +48,7 @@ class Moments:
 
     def predicted_covariance(self, v: torch.Tensor) -> torch.Tensor:
         """H Cov H^T v, like a measurement."""
-        return jacobian_product(self.operator, self.clean, self.covariance_adjoint(v))
+        return self.operator.A_jvp(self.clean, self.covariance_adjoint(v))
 
     def conditioned(self, variance: float, iterations: int) -> torch.Tensor:
         """E[x_0 | x, y] = D + Cov H^T q with S q = y - A(D), S = H Cov H^T + variance I, (B, *image shape).
@@ -66,7 +66,7 @@ class Moments:
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # S p with norm 1 and mutually orthogonal, and Cov H^T p
         for _ in range(iterations):
             image = self.covariance_adjoint(r)
-            Sp = jacobian_product(self.operator, self.clean, image) + variance * r
+            Sp = self.operator.A_jvp(self.clean, image) + variance * r
             done = done | (dot(r, r) <= limit) | ~(dot(r, Sp) > 0)
             if done.all():
                 break
@@ -82,11 +82,3 @@ class Moments:
             length = dot(r, Sp)
             r, estimate = r - length * Sp, estimate + over(length, image) * image
         return estimate
-
-
-def jacobian_product(operator: Operator, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
-    """H u with H the Jacobian of A at x: A u itself for a linear operator, else by forward-mode differentiation."""
-    if operator.linear:
-        return operator.A(u)
-    product: torch.Tensor = torch.func.jvp(operator.A, (x,), (u,))[1]
-    return product

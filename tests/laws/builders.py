@@ -147,3 +147,18 @@ CASES: list[Case] = [
     _spec("tomography:angles=5", 1, 6, 6),
     _spec("tomography:angles=4,start=20,stop=110,scale=0.3", 3, 5, 5),
 ]
+
+# Operators that are not linear: their own battery, test_nonlinear_laws.py.
+NONLINEAR: list[Case] = [
+    _spec("saturate", 3, 6, 5),
+    _spec("saturate:gain=0.5", 1, 5, 6),
+    _spec("gamma", 3, 6, 5),
+    _spec("gamma:exponent=0.4", 1, 5, 6),
+    _spec("quantize", 3, 6, 5),
+    _spec("quantize:bits=1", 1, 5, 6),
+    _spec("jpeg", 3, 17, 20),
+    _spec("jpeg:quality=80,subsampling=4:4:4", 3, 8, 9),
+    _spec("jpeg:quality=5", 1, 9, 16),
+    _spec("phase_retrieval", 1, 6, 5),
+    _spec("phase_retrieval:oversample=1.3", 3, 5, 7),
+]

@@ -195,7 +195,7 @@ def test_split_gibbs_samples_the_posterior_of_a_nonlinear_operator() -> None:
 def test_likelihood_step_asks_for_what_it_needs() -> None:
     assert solvers.get("daps:sampler=exact").missing(Saturating()) == ["linear"]
     assert solvers.get("daps").missing(Saturating()) == solvers.get("pnp_dm").missing(Saturating()) == []
-    assert solvers.get("dpir").missing(Saturating()) == ["linear"]
+    assert solvers.get("ddrm").missing(Saturating()) == ["linear"]
     with pytest.raises(UsageError, match=r"daps needs a linear operator.*solvers that work: .*pnp_dm, red_diff"):
         solvers.get("daps:sampler=exact").check(Saturating())
 

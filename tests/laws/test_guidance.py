@@ -14,13 +14,13 @@ from laws import reference, reference_guidance
 from laws.test_solver_laws import Replay, bias, final, make_problem, moment_errors, path_error
 
 from invdiff import operators, solvers
-from invdiff.operator import Operator
+from invdiff.operator import Operator, Shape
 from invdiff.priors.base import Prior
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise, generator
 from invdiff.solvers.ilvr import refine
-from invdiff.solvers.tweedie import Moments, jacobian_product
+from invdiff.solvers.tweedie import Moments
 
 # A hyperparameter that acts, the solver it acts in, and a value close to its own.
 ACTING = [
@@ -216,6 +216,12 @@ class Squared(Operator):
     name: ClassVar[str] = "squared"
     linear: ClassVar[bool] = False
 
+    def measurement_shape(self, shape: Shape) -> Shape:
+        return (9,)
+
+    def image_shape(self, shape: Shape) -> Shape:
+        return (6,)
+
     def A(self, x: torch.Tensor) -> torch.Tensor:
         B = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 6))).to(x)
         return (x @ B.mT) ** 2
@@ -233,7 +239,7 @@ def nonlinear_problem(operator: Operator, rows: int = 2) -> tuple[Problem, Gauss
 def test_products_with_the_jacobian_of_a_nonlinear_operator(operator: Operator) -> None:
     """H u by central differences, error of order step^2; and <H u, v> = <u, H^T v>."""
     x, u = (torch.from_numpy(a) for a in np.random.default_rng(1).normal(size=(2, 2, 6)))
-    Hu, step = jacobian_product(operator, x, u), 1e-5
+    Hu, step = operator.A_jvp(x, u), 1e-5
     torch.testing.assert_close(
         Hu, (operator.A(x + step * u) - operator.A(x - step * u)) / (2 * step), rtol=0, atol=1e-7
     )

@@ -21,7 +21,7 @@ from invdiff.linalg import solve
 from invdiff.operator import SVD, Operator, Shape
 from invdiff.registry import Registry
 
-from .builders import CASES, Case
+from .builders import CASES, NONLINEAR, Case
 
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 1000 * EPS
@@ -420,7 +420,7 @@ def test_conjugate_gradients_stop_for_each_sample_alone() -> None:
 
 
 def test_every_registered_operator_is_in_the_list() -> None:
-    covered = {case.label.partition(":")[0].partition("@")[0] for case in CASES}
+    covered = {case.label.partition(":")[0].partition("@")[0] for case in [*CASES, *NONLINEAR]}
     assert covered >= set(operators.names())
 
 
