@@ -328,8 +328,8 @@ def test_a_chain_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_first_guess_of_what_is_not_linear_goes_back_link_by_link() -> None:
     x = torch.rand(1, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     curve = operators.get("gamma:exponent=2.2")
-    assert gap(curve.then("gaussian_blur:sigma=0.5,size=3").first_guess(curve.A(x)), x) < 0.3
-    chain = operators.get("identity | gamma:exponent=2.2")
+    chain = operators.get("gamma:exponent=2.2 | gaussian_blur:sigma=0.5,size=3")
+    # What the blur loses of the darkest values, the curve's root brings out.
     assert not chain.linear and gap(chain.first_guess(chain.A(x)), x) < 1e-9
     assert gap((2 * curve).first_guess(2 * curve.A(x)), x) < 1e-9
     both = curve.stack("identity")

@@ -107,6 +107,8 @@ def parameters(s: Subject) -> Line:
     op, cls = s.operator, type(s.operator)
     if cls.name == Operator.name:
         return failed("the class has no name", f'write name: ClassVar[str] = "{cls.__name__.lower()}"')
+    if any(isinstance(part, Operator) for part in _parts(op)):
+        return not_applicable("made of other operators in Python: no command line builds it")
     plain = (str, int, float, bool)
     bare = [
         f.name for f in dataclasses.fields(op) if "kind" not in f.metadata and isinstance(getattr(op, f.name), plain)
@@ -124,6 +126,12 @@ def parameters(s: Subject) -> Line:
     if silent:
         return failed(f"no help for {', '.join(silent)}", 'say in help="..." what it is, and in unit="..." its unit')
     return passed(", ".join(d.name for d in declared) or "it takes none", declared=[d.name for d in declared])
+
+
+def _parts(op: Operator) -> list[object]:
+    """The values of all fields, those inside a tuple one by one."""
+    values = [getattr(op, field.name) for field in dataclasses.fields(op)]
+    return [part for value in values for part in (value if isinstance(value, tuple) else (value,))]
 
 
 def cost(s: Subject, network: bool = False) -> Line:
