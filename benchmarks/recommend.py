@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import invdiff
@@ -26,7 +27,7 @@ from invdiff.evaluation.comparison import compare
 from invdiff.evaluation.metrics import crps
 from invdiff.images import centre
 from invdiff.restoration import resolve_prior
-from invdiff.solvers.recommendation import AIMS, Score, within
+from invdiff.solvers.recommendation import AIMS, PIXELWISE, Score, within
 from invdiff.training.decoding import load, to_unit
 from invdiff.training.entries import find_entries
 
@@ -37,7 +38,11 @@ FAMILIES = {
     "motion": "motion_blur:length=9,angle=30,boundary=circular",
     "downsampling": "downsample:factor=4,kernel=bicubic",
     "inpainting": "inpaint:keep=0.3",
+    "colour": "grayscale",
+    "mixing": "spectral_mixing:matrix=(0.7 0.3 0; 0 0.4 0.6)",
 }
+SPATIAL = [kind for kind in FAMILIES if kind not in PIXELWISE]
+MATRIX = np.array([[0.7, 0.3, 0.0], [0.0, 0.4, 0.6]])
 # A run of so few levels, which is what a budget leaves to many particles, says nothing about a method.
 FEWEST_STEPS = 5
 TARGET = Path(__file__).resolve().parents[1] / "invdiff" / "solvers" / "recommendations.json"
@@ -58,7 +63,9 @@ def measure(
     prior: Any, images: dict[str, torch.Tensor], family: str, noise: float, budget: int, spec: str, samples: int
 ) -> tuple[Score, float] | None:
     """The score of one solver in one cell and its seconds an image; None if it does not fit."""
-    operator = operators.get(FAMILIES[family])
+    operator = (
+        operators.get("spectral_mixing", matrix=MATRIX) if family == "mixing" else operators.get(FAMILIES[family])
+    )
     solver = within(spec, budget)
     if solver is None or solver.steps < FEWEST_STEPS or solver.missing(operator):
         return None
@@ -74,8 +81,8 @@ def measure(
         )
         seconds += time.perf_counter() - started
         scored = [compare(y[0], estimate[0], x) for estimate in (solution.mean, *solution.samples)]
-        before = scored[0].before
-        assert before is not None
+        # What is no picture, a mix of channels, is compared with its pseudo-inverse.
+        before = scored[0].before or compare(y[0], operator.first_guess(y)[0].clamp(0, 1), x).after
         gains.append(scored[0].after.psnr - before.psnr)
         singles.append(sum(each.after.psnr for each in scored[1:]) / samples - before.psnr)
         ranked.append(float(crps(solution.samples, x[None])))
@@ -90,11 +97,11 @@ def tables(record: dict[str, Any], folder: Path) -> None:
     levels = sorted({score.noise for score in scores})
     budgets = sorted({score.budget for score in scores})
 
-    def lines(noise: float, budget: int) -> list[str]:
+    def lines(noise: float, budget: int, kinds: list[str]) -> list[str]:
         cells = {(s.solver, s.family): s for s in scores if (s.noise, s.budget) == (noise, budget)}
         best = {
             (kind, aim): max((s.rank(aim) for (_, k), s in cells.items() if k == kind), default=0.0)
-            for kind in FAMILIES
+            for kind in kinds
             for aim in AIMS
         }
 
@@ -106,10 +113,10 @@ def tables(record: dict[str, Any], folder: Path) -> None:
             won = [score.rank(aim) == best[kind, aim] for aim in AIMS]
             return " / ".join(mark(text, first) for text, first in zip(texts, won, strict=True))
 
-        head = ["solver", *(f"{kind}: `{record['operators'][kind]}`" for kind in FAMILIES)]
+        head = ["solver", *(f"{kind}: `{record['operators'][kind]}`" for kind in kinds)]
         rows = [
-            f"| `{solver}` | " + " | ".join(cell(solver, kind) for kind in FAMILIES) + " |"
-            for solver in sorted({name for name, _ in cells})
+            f"| `{solver}` | " + " | ".join(cell(solver, kind) for kind in kinds) + " |"
+            for solver in sorted({name for name, kind in cells if kind in kinds})
         ]
         return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]
 
@@ -121,11 +128,11 @@ def tables(record: dict[str, Any], folder: Path) -> None:
         f"{record['protocol']}."
     )
     middle = min(levels, key=lambda level: abs(level - 0.05))
-    first = [*lines(middle, budgets[0]), "", f"Noise {middle:g}, {budgets[0]} network calls a sample. {note}"]
+    first = [*lines(middle, budgets[0], SPATIAL), "", f"Noise {middle:g}, {budgets[0]} network calls a sample. {note}"]
     everything = [note]
     for budget in budgets:
         for noise in levels:
-            part = lines(noise, budget)
+            part = lines(noise, budget, list(FAMILIES))
             if len(part) > 2:
                 everything += ["", f"## Noise {noise:g}, {budget} calls", "", *part]
     for name, text in (("solvers", first), ("recommendations", everything)):

@@ -41,7 +41,7 @@ class Operator:
     linear: ClassVar[bool] = True
     differentiable: ClassVar[bool] = True
     # What kind of loss it is, for the choice of a solver: "blur" (smooth kernels), "motion" (others),
-    # "downsampling", "inpainting", or "other"; if not linear "tone", "saturation",
+    # "downsampling", "inpainting", "colour", "mixing", or "other"; if not linear "tone", "saturation",
     # "compression", "phase", or "other".
     family: ClassVar[str] = "other"
     # True if U^T U = I even where s = 0: then the adjoint has a decomposition too.

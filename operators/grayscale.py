@@ -28,6 +28,7 @@ class Grayscale(Mixing):
     """
 
     name: ClassVar[str] = "grayscale"
+    family: ClassVar[str] = "colour"
 
     weights: str = parameter("bt601", kind=str, choices=tuple(WEIGHTS), help="share of red, green and blue")
 

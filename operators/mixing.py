@@ -96,6 +96,7 @@ class SpectralMixing(Mixing):
     """
 
     name: ClassVar[str] = "spectral_mixing"
+    family: ClassVar[str] = "mixing"
 
     matrix: str | np.ndarray = parameter(
         kind=file_or_array, help="bands x channels (m, C): tensor, array, .npy or .npz file"

@@ -24,6 +24,7 @@ from invdiff.solvers.base import Solver
 
 AIMS = ("psnr", "single", "sample")
 OTHER = "other"
+PIXELWISE = ("colour", "mixing")
 
 
 @dataclass(frozen=True)
@@ -114,11 +115,13 @@ def _nearest(table: Iterable[Score], noise: float, budget: int) -> list[Score]:
 
 
 def _averaged(kind: str) -> list[Score]:
-    """For a linear operator of no measured family: the mean over the families, of the solvers measured in all of them."""
+    """For a linear operator of no measured family: the mean over the families, of the solvers measured in all of them.
+
+    Those that mix channels, pixel by pixel, are left out: what is open there says nothing of what is open in space."""
     if kind == "nonlinear":
         return []
     cells: dict[tuple[float, int, str], list[Score]] = {}
-    for score in scores():
+    for score in (score for score in scores() if score.family not in PIXELWISE):
         cells.setdefault((score.noise, score.budget, score.solver), []).append(score)
     most = max(map(len, cells.values()), default=0)
 

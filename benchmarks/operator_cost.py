@@ -1,0 +1,123 @@
+"""Time of A and A^T together: ours, deepinv's for the same physics, and a network call.
+
+    python benchmarks/operator_cost.py [--side 256] [--repeats 15] [--markdown docs/tables/operator_cost.md]
+
+Float32, one image of three channels (MRI: a complex image of two), all in one process: ours and deepinv's alternate, and the
+table holds the medians and the median of the ratios, pair by pair. The adjoint of each is applied to its own measurement.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from invdiff import operators
+from invdiff.operator import Operator
+from invdiff.restoration import resolve_prior
+
+# Ours, and its deepinv counterpart by name in `physics` below; None: deepinv has none that fits.
+PAIRS: list[tuple[str, str | None]] = [
+    ("gaussian_blur:sigma=2,boundary=circular", "blur circular"),
+    ("gaussian_blur:sigma=2", "blur reflect"),
+    ("defocus_blur:radius=4", "disk reflect"),
+    ("motion_blur:length=15,angle=30,boundary=circular", None),
+    ("motion_blur:length=15,angle=30", None),
+    ("varying_blur:radius=0.5,corner=4,grid=3x3", None),
+    ("downsample:factor=4,kernel=bicubic", "downsampling"),
+    ("inpaint:keep=0.5", "inpainting"),
+    ("demosaic", "demosaicing"),
+    ("grayscale", "decolorize"),
+    ("pansharpen:factor=4", None),
+    ("compressed_sensing:keep=0.25", None),
+    ("fourier_subsample:acceleration=4,complex=true", "mri"),
+    ("mri_multicoil:acceleration=4,coils=4,complex=true", None),
+    ("tomography:angles=60", "tomography"),
+    ("gaussian_blur:sigma=1 | downsample:factor=4", None),
+]
+
+
+def physics(name: str, side: int) -> Any:
+    """deepinv's physics for images (3, side, side)."""
+    from deepinv import physics as dp
+
+    gauss = dp.blur.gaussian_blur(sigma=(2.0, 2.0))
+    disk = torch.ones(1, 1, 9, 9)
+    grid = torch.arange(-4.0, 5.0)
+    disk *= (grid[:, None] ** 2 + grid[None] ** 2 <= 16.5)[None, None]
+    size = (3, side, side)
+    made: dict[str, Callable[[], Any]] = {
+        "blur circular": lambda: dp.BlurFFT(img_size=size, filter=gauss),
+        "blur reflect": lambda: dp.Blur(filter=gauss, padding="reflect"),
+        "disk reflect": lambda: dp.Blur(filter=disk / disk.sum(), padding="reflect"),
+        "downsampling": lambda: dp.Downsampling(img_size=size, filter="bicubic", factor=4, padding="reflect"),
+        "inpainting": lambda: dp.Inpainting(img_size=size, mask=0.5),
+        "demosaicing": lambda: dp.Demosaicing(img_size=size),
+        "decolorize": lambda: dp.Decolorize(),
+        "mri": lambda: dp.MRI(mask=(torch.rand(side, side) < 0.25).float(), img_size=(2, side, side)),
+        "tomography": lambda: dp.Tomography(angles=60, img_width=side, circle=True),
+    }
+    return made[name]()
+
+
+def timed(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def round_trip(operator: Any, x: torch.Tensor) -> Callable[[], object]:
+    y = operator.A(x)
+    return lambda: (operator.A(x), operator.A_adjoint(y))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--markdown", type=Path)
+    arguments = parser.parse_args()
+    prior, side = resolve_prior("natural", "cpu"), arguments.side
+    image = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        prior.denoise(image, 0.1)
+        call = statistics.median(timed(lambda: prior.denoise(image, 0.1)) for _ in range(5))
+        rows = [row(spec, peer, image, arguments.repeats, call) for spec, peer in PAIRS]
+    head = [
+        "| operator | A and A^T, ms | share of a network call | deepinv, ms | ours / deepinv |",
+        "|---|---|---|---|---|",
+    ]
+    note = (
+        f"3 x {side} x {side}, float32, {torch.get_num_threads()} threads, medians of {arguments.repeats}; a network call "
+        f"takes {call:.0f} ms (natural, {prior.describe()['precision']}). torch {torch.__version__}."
+    )
+    text = "\n".join([*head, *rows, "", note]) + "\n"
+    print(note)
+    if arguments.markdown:
+        arguments.markdown.write_text(text)
+
+
+def row(spec: str, peer: str | None, image: torch.Tensor, repeats: int, call: float) -> str:
+    operator: Operator = operators.get(spec)
+    x = image[:, :2] if "complex=true" in spec else image
+    runs = [round_trip(operator, x), *([round_trip(physics(peer, image.shape[-1]), x)] if peer else [])]
+    for run in runs:
+        run()
+    times = [[timed(run) for run in runs] for _ in range(repeats)]
+    ours = statistics.median(pair[0] for pair in times)
+    beside = "- | -"
+    if peer:
+        theirs = statistics.median(pair[1] for pair in times)
+        beside = f"{theirs:.1f} | {statistics.median(a / b for a, b in times):.2f}"
+    line = f"| `{spec}` | {ours:.1f} | {100 * ours / call:.1f} % | {beside} |"
+    print(line, flush=True)
+    return line
+
+
+if __name__ == "__main__":
+    main()
