@@ -173,7 +173,8 @@ class TestWhatGoesOut:
         checkpoint, name = open_checkpoint(source, config)
         prior = loading.network_prior(checkpoint, name, device=torch.device("cpu"))
         out = write(source, tmp_path / "out", config)
-        assert torch.equal(answers(load_prior(out)), answers(prior))
+        # The convolutions round by where the weights lie in memory.
+        torch.testing.assert_close(answers(load_prior(out)), answers(prior), rtol=1e-5, atol=1e-5)
         pipeline = DDPMPipeline.from_pretrained(out)
         pipeline.set_progress_bar_config(disable=True)
         x_t, t = torch.randn(1, 3, 32, 32, generator=generator()), torch.tensor([250])

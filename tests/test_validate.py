@@ -437,7 +437,7 @@ def test_bad_input_is_one_line(
 
 def test_a_solver_that_can_use_no_chosen_operator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(solvers.REGISTRY["ddrm"], "needs", frozenset({"linear", "svd"}))
-    without = "motion_blur:length=3,boundary=reflect"
+    without = "motion_blur:length=3,angle=30,boundary=reflect"
     result = invoke("validate", *TINY, "--solver", "diffpir", "--solver", "ddrm", "--operator", without)
     assert result.exit_code == 2 and len(result.stderr.strip().splitlines()) == 1
     assert "ddrm needs a singular value decomposition, which motion_blur" in result.stderr
