@@ -114,7 +114,8 @@ def row(spec: str, peer: str | None, image: torch.Tensor, repeats: int, call: fl
     if peer:
         theirs = statistics.median(pair[1] for pair in times)
         beside = f"{theirs:.1f} | {statistics.median(a / b for a, b in times):.2f}"
-    line = f"| `{spec}` | {ours:.1f} | {100 * ours / call:.1f} % | {beside} |"
+    text = spec.replace("|", "\\|")
+    line = f"| `{text}` | {ours:.1f} | {100 * ours / call:.1f} % | {beside} |"
     print(line, flush=True)
     return line
 
