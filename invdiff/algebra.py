@@ -20,7 +20,7 @@ from invdiff.errors import UsageError
 from invdiff.operator import SVD, Map, Operator, Shape
 
 # The loss that leaves most open decides which solver to take.
-_HARDEST_FIRST = ("other", "downsampling", "inpainting", "motion", "blur", "colour", "mixing", "denoising")
+_HARDEST_FIRST = ("other", "colour", "mixing", "downsampling", "inpainting", "motion", "blur", "denoising")
 
 
 @dataclass(frozen=True, eq=False)

@@ -99,6 +99,15 @@ class Filter(Operator):
 
         return self.cached(("engine", shape[1:]), make)
 
+    def _forward(self, shape: Shape) -> Engine:
+        """What computes A and A^T: for even filters padding, which takes half the time of the cosine transforms."""
+        engine = self._engine(shape)
+        if not isinstance(engine, CosineFilter):
+            return engine
+        return self.cached(
+            ("padded", shape[1:]), lambda: PaddedFilter(self.stencil, shape[1], shape[2], self._boundary)
+        )
+
     def _make_engine(self, size: tuple[int, int]) -> Engine:
         if self._boundary == "circular":
             return CircularFilter(transfer_function(self.stencil, *size), self._factor)
@@ -152,10 +161,10 @@ class Filter(Operator):
         return "hartley" if self._boundary == "circular" else "cosine" if self.even else None
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
-        return self._engine(require_batch(self.name, x)).A(x)
+        return self._forward(require_batch(self.name, x)).A(x)
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        return self._engine(self.image_shape(require_batch(self.name, y))).A_adjoint(y)
+        return self._forward(self.image_shape(require_batch(self.name, y))).A_adjoint(y)
 
     def svd(self, shape: Shape) -> SVD:
         engine = self._engine(shape)

@@ -92,6 +92,9 @@ class MergedFilter(Filter):
         rows, columns = self.matrices(size)
         return SeparableFilter(Axis(rows), Axis(columns))
 
+    def _forward(self, shape: Shape) -> Engine:
+        return self._engine(shape)
+
     def matrices(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         rows, columns = np.eye(size[0]), np.eye(size[1])
         for one, grid in zip(self.filters, self._sizes(size), strict=True):

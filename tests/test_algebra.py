@@ -145,7 +145,7 @@ def test_a_mask_at_the_end_leaves_place_holders() -> None:
         ("gaussian_blur:boundary=zero | motion_blur", "motion"),
         ("gaussian_blur | inpaint", "inpainting"),
         ("gaussian_blur | uniform_blur", "blur"),
-        ("grayscale | gaussian_blur", "other"),
+        ("grayscale | gaussian_blur", "colour"),
         ("identity | identity", "denoising"),
     ],
 )
