@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def repeat_grey(grey: torch.Tensor, operator: Operator, noise: NoiseModel) -> tuple[torch.Tensor, NoiseModel]:
-    """A grey measurement (1, h, w) as one of a colour image, (3, h, w), and the noise to solve it with.
+    """A grey image's measurement (c, h, w) as one of a colour image, (3 c, h, w), and the noise to solve it with: c = 1, or 2
+    where y holds complex numbers.
 
     Three copies of one noise are not three measurements: with sqrt(3) sigma_y for each channel, the likelihood of a
     grey x is that of the grey measurement, 3 |y - A x|^2 / (2 * 3 sigma_y^2); counts have three times the gain. Raises
@@ -22,7 +23,9 @@ def repeat_grey(grey: torch.Tensor, operator: Operator, noise: NoiseModel) -> tu
     import torch
 
     from invdiff.errors import UsageError
-    from invdiff.images import fit_channels
+
+    def repeated(values: torch.Tensor) -> torch.Tensor:
+        return values.repeat(*[1] * (values.ndim - 3), 3, 1, 1)
 
     refusal = UsageError(
         f"{operator} does not treat the channels of an image alike, so a grey measurement says nothing about a colour "
@@ -31,14 +34,17 @@ def repeat_grey(grey: torch.Tensor, operator: Operator, noise: NoiseModel) -> tu
     shape = operator.image_shape(tuple(grey.shape))
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     try:
-        measured, expected = operator.A(fit_channels(x, 3)), fit_channels(operator.A(x), 3)
+        once = operator.A(x)
+        measured, expected = operator.A(repeated(x)), repeated(once)
         masks = [operator.observed((channels, *shape[1:])) for channels in (3, 1)]
     except UsageError as error:
         raise refusal from error
-    ones = torch.ones_like(expected)
-    seen, wanted = (ones if mask is None else ones * mask.to(ones) for mask in masks)
     if measured.shape != expected.shape or not torch.allclose(measured, expected, atol=1e-5):
         raise refusal
-    if not torch.equal(seen, wanted):
+    seen, wanted = (
+        torch.ones_like(y) if mask is None else mask.to(y).expand_as(y)
+        for y, mask in zip((expected, once), masks, strict=True)
+    )
+    if not torch.equal(seen, repeated(wanted)):
         raise refusal
-    return fit_channels(grey, 3), noise.tempered(3)
+    return repeated(grey), noise.tempered(3)

@@ -93,7 +93,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One input, ready to be restored. y: in the measurement's shape; grey: the (1, H, W) that was repeated to it for a
+    """One input, ready to be restored. y: in the measurement's shape; grey: the grey image's, which was repeated to it for a
     colour prior, and the noise, for the solver, is then that of three copies (see `repeat_grey`); given: the input's."""
 
     job: Job
@@ -245,7 +245,7 @@ def prepare(job: Job, settings: Settings) -> Measurement:
         given = Gaussian(found.sigma)
         notes += found.notes
     noise = given
-    if y.ndim == len(shape) == 3 and y.shape[0] == shape[0] == 1 and prior.channels == 3:
+    if y.ndim == len(shape) == 3 and shape[0] == 1 and prior.channels == 3:
         grey = y
         y, noise = repeat_grey(grey, operator, noise)
         shape = (3, *shape[1:])

@@ -340,6 +340,17 @@ def test_repeated_grey_is_trusted_as_the_grey_measurement(factor: float, exact: 
     assert (posterior_mean(float(y[:, 0, 0].sum()), 3, solver_sigma) == pytest.approx(expected, rel=1e-12)) is exact
 
 
+def test_grey_spectra_are_repeated_as_pairs() -> None:
+    from invdiff import operators
+    from invdiff.cli.restoring import repeat_grey
+    from invdiff.noise import Gaussian
+
+    operator = operators.get("fourier_subsample:acceleration=2")
+    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y, _ = repeat_grey(operator.A(x)[0], operator, Gaussian(0.1))
+    assert y.shape == (6, 8, 8) and torch.allclose(y, operator.A(x.expand(1, 3, 8, 8))[0], atol=1e-6)
+
+
 def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
     folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
