@@ -304,4 +304,4 @@ def test_ctrl_c_says_so_and_leaves_nothing(folder: Path, prior: str) -> None:
     _, stderr = child.communicate(timeout=60)
     # Ended by the signal itself where it struck an import that runs Python code from C: a shell shows 130 for both.
     assert child.returncode in (130, -signal.SIGINT), stderr
-    assert stderr.split() == ["interrupted"] and not Path("out").exists()
+    assert stderr.split() == (["interrupted"] if child.returncode == 130 else []) and not Path("out").exists()
