@@ -16,7 +16,7 @@ from invdiff.errors import ImageError, UsageError
 from . import options
 
 EXAMPLES = """
-# every solver on every problem: half an hour on two cores
+# every solver on every problem: more than a quarter of an hour
 invdiff validate --json validate.json --html validate.html
 
 # a first impression, in three minutes

@@ -18,6 +18,7 @@ import torch
 
 from invdiff.errors import UsageError
 from invdiff.operator import SVD, Map, Operator, Shape
+from invdiff.wrapping import Wrapped
 
 # The loss that leaves most open decides which solver to take.
 _HARDEST_FIRST = ("other", "colour", "mixing", "downsampling", "inpainting", "motion", "blur", "denoising")
@@ -89,23 +90,21 @@ class Adjoint(Operator):
 
 
 @dataclass(frozen=True, eq=False)
-class Scaled(Operator):
+class Scaled(Wrapped):
     """y = c A(x), with a finite c that is not 0: one measurement counted for more, another gain, another sign.
 
     Everything is A's with other numbers: c A = (sign(c) U) diag(|c| s) V^T.
     """
 
     name: ClassVar[str] = "scaled"
+    keeps: ClassVar[tuple[str, ...]] = (*Wrapped.keeps, "orthonormal_U", "channelwise", "pixelwise")
 
-    of: Operator
     factor: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not math.isfinite(self.factor) or self.factor == 0:
             raise UsageError(f"{self.factor} * {self.of}: the factor must be a finite number that is not 0")
-        for capability in ("linear", "differentiable", "family", "orthonormal_U", "channelwise", "pixelwise"):
-            object.__setattr__(self, capability, getattr(self.of, capability))
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         return self.factor * self.of.A(x)
@@ -131,18 +130,6 @@ class Scaled(Operator):
     def data_preconditioner(self, shape: Shape, a: float, b: float) -> Map | None:
         return self.of.data_preconditioner(shape, a * self.factor**2, b)
 
-    def measurement_shape(self, shape: Shape) -> Shape:
-        return self.of.measurement_shape(shape)
-
-    def image_shape(self, shape: Shape) -> Shape:
-        return self.of.image_shape(shape)
-
-    def usable_shape(self, shape: Shape) -> Shape:
-        return self.of.usable_shape(shape)
-
-    def observed(self, shape: Shape) -> torch.Tensor | None:
-        return self.of.observed(shape)
-
     @property
     def has_svd(self) -> bool:
         return self.of.has_svd
@@ -166,16 +153,12 @@ class Scaled(Operator):
         return self.of.right_basis
 
     @property
-    def remedy(self) -> str:
-        return self.of.remedy
-
-    @property
     def spec(self) -> str:
         """Says which operator it is; only Python builds it: 2 * operators.get(...)."""
         return f"{str(self.factor).removesuffix('.0')} * {enclosed(self.of)}"
 
     def settings(self) -> dict[str, Any]:
-        return {**self.of.settings(), "name": self.name, "spec": self.spec, "factor": self.factor}
+        return {**super().settings(), "factor": self.factor}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
@@ -25,24 +25,19 @@ from invdiff.linalg import over
 from invdiff.noise.base import NoiseModel
 from invdiff.noise.correlated import filtered
 from invdiff.operator import Map, Operator, Shape
+from invdiff.wrapping import Wrapped
 
 WINDOW = 5
 
 
 @dataclass(frozen=True, eq=False)
-class Whitened(Operator):
+class Whitened(Wrapped):
     """W A. weights: the diagonal of W, without a unit, 0 where an entry is left out: (1, *measurement shape), or a row for
     each image of a batch, whose particles, if there are several for each, lie side by side."""
 
     name: ClassVar[str] = "whitened"
 
-    of: Operator
     weights: torch.Tensor
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for capability in ("linear", "differentiable", "family"):
-            object.__setattr__(self, capability, getattr(self.of, capability))
 
     def W(self, y: torch.Tensor, power: float = 1.0) -> torch.Tensor:
         """W^power y; where W is 0, for a negative power y itself."""
@@ -79,17 +74,8 @@ class Whitened(Operator):
         """What A's own says of the measurement before it was rescaled, which serves as well as the least squares one."""
         return self.of.first_guess(y / self._weights(y))
 
-    def measurement_shape(self, shape: Shape) -> Shape:
-        return self.of.measurement_shape(shape)
-
-    def image_shape(self, shape: Shape) -> Shape:
-        return self.of.image_shape(shape)
-
-    def usable_shape(self, shape: Shape) -> Shape:
-        return self.of.usable_shape(shape)
-
     def observed(self, shape: Shape) -> torch.Tensor | None:
-        mask = self.of.observed(shape)
+        mask = super().observed(shape)
         if (self.weights > 0).all():
             return mask
         kept = (self.weights > 0).double()
@@ -125,16 +111,9 @@ class Whitened(Operator):
         return max(self.rows([row]).norm(shape, iterations) for row in range(len(self.weights)))
 
     @property
-    def remedy(self) -> str:
-        return self.of.remedy
-
-    @property
     def spec(self) -> str:
         """Says which operator it is; only Python builds it: Problem.whitened()."""
         return f"{self.of.spec}, whitened"
-
-    def settings(self) -> dict[str, Any]:
-        return {**self.of.settings(), "name": self.name, "spec": self.spec}
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,3 +30,11 @@ class Constant:
             with torch.inference_mode(False):
                 self._cast = key, self.table.to(dtype).to(x.device)
         return self._cast[1]
+
+
+def decomposed(matrix: torch.Tensor) -> tuple[torch.Tensor, Constant, Constant]:
+    """(s, U, V) of a float64 matrix (m, n) = U diag(s) V^T, min(m, n) of each; singular values that are zero to rounding are
+    exactly 0."""
+    U, s, Vh = torch.linalg.svd(matrix, full_matrices=False)
+    rounding = max(matrix.shape) * torch.finfo(torch.float64).eps * s.max()
+    return torch.where(s > rounding, s, torch.zeros_like(s)), Constant(U), Constant(Vh.T.contiguous())

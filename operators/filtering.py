@@ -37,6 +37,8 @@ class Filter(Operator):
     _smaller: ClassVar[str] = "use a smaller kernel"
     orthonormal_U: ClassVar[bool] = True
     channelwise: ClassVar[bool] = True
+    # False where the stencil bounds the kernels, but is not all that A does: then none of the forms below is A's.
+    _uniform: ClassVar[bool] = True
 
     def _stencil(self) -> Stencil:
         raise NotImplementedError
@@ -101,12 +103,14 @@ class Filter(Operator):
 
     def _forward(self, shape: Shape) -> Engine:
         """What computes A and A^T: for even filters padding, which takes half the time of the cosine transforms."""
-        engine = self._engine(shape)
-        if not isinstance(engine, CosineFilter):
-            return engine
-        return self.cached(
-            ("padded", shape[1:]), lambda: PaddedFilter(self.stencil, shape[1], shape[2], self._boundary)
-        )
+        if not self.even:
+            return self._engine(shape)
+
+        def make() -> Engine:
+            self.measurement_shape(shape)
+            return PaddedFilter(self.stencil, shape[1], shape[2], self._boundary)
+
+        return self.cached(("padded", shape[1:]), make)
 
     def _make_engine(self, size: tuple[int, int]) -> Engine:
         if self._boundary == "circular":
@@ -131,12 +135,12 @@ class Filter(Operator):
     @property
     def separable(self) -> bool:
         """Two small matrices do it."""
-        return self.stencil.axes is not None
+        return self._uniform and self.stencil.axes is not None
 
     @property
     def even(self) -> bool:
         """Diagonal in the cosine transform."""
-        plain = self._boundary == "reflect" and self._factor == 1
+        plain = self._uniform and self._boundary == "reflect" and self._factor == 1
         return plain and self.cached("symmetric", lambda: symmetric(self.stencil))
 
     @property
@@ -146,7 +150,7 @@ class Filter(Operator):
             start >= 0 and start + taps <= self._factor
             for start, taps in zip(self.stencil.start, self.stencil.size, strict=True)
         )
-        return self._boundary == "circular" or inside
+        return self._uniform and (self._boundary == "circular" or inside)
 
     def merged(self, following: Operator) -> Operator | None:
         from .merged import merge_filters

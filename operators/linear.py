@@ -15,7 +15,7 @@ from invdiff.parameters import format_spec, parameter
 from invdiff.parameters import shape as shape_of
 
 from .arrays import file_or_array, fingerprint, load
-from .constants import Constant
+from .constants import Constant, decomposed
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +90,7 @@ class Linear(Operator):
     def svd(self, shape: Shape) -> SVD:
         """Coordinates (B, min(m, n))."""
         self.measurement_shape(shape)
-        s, U, V = self.cached("svd", self._decompose)
+        s, U, V = self.cached("svd", lambda: decomposed(self._matrix.table))
         return SVD(
             s,
             U=lambda c: c @ U.like(c).T,
@@ -98,11 +98,6 @@ class Linear(Operator):
             V=lambda c: (c @ V.like(c).T).unflatten(1, shape),
             V_adjoint=lambda x: x.flatten(1) @ V.like(x),
         )
-
-    def _decompose(self) -> tuple[torch.Tensor, Constant, Constant]:
-        U, s, Vh = torch.linalg.svd(self._matrix.table, full_matrices=False)
-        rounding = max(self.matrix_shape) * torch.finfo(torch.float64).eps * s.max()
-        return torch.where(s > rounding, s, torch.zeros_like(s)), Constant(U), Constant(Vh.T.contiguous())
 
     @property
     def spec(self) -> str:

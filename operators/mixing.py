@@ -13,7 +13,7 @@ from invdiff.operator import SVD, Operator, Shape
 from invdiff.parameters import format_spec, parameter
 
 from .arrays import file_or_array, fingerprint, load
-from .constants import Constant
+from .constants import Constant, decomposed
 from .shapes import channels_and_size, require_batch
 
 
@@ -26,7 +26,7 @@ class Mixing(Operator):
 
     @property
     def tight(self) -> float | None:
-        s, (bands, channels) = self.cached("svd", self._decompose)[0], self._M.table.shape
+        s, (bands, channels) = self._decomposed[0], self._M.table.shape
         return float(s.max()) if bands <= channels and float(s.min()) > (1 - 1e-12) * float(s.max()) else None
 
     def _weights(self) -> np.ndarray:
@@ -35,6 +35,10 @@ class Mixing(Operator):
     @property
     def _M(self) -> Constant:
         return self.cached("M", lambda: Constant(torch.from_numpy(self._weights())))
+
+    @property
+    def _decomposed(self) -> tuple[torch.Tensor, Constant, Constant]:
+        return self.cached("svd", lambda: decomposed(self._M.table))
 
     def measurement_shape(self, shape: Shape) -> Shape:
         channels, height, width = channels_and_size(self.name, shape)
@@ -66,20 +70,14 @@ class Mixing(Operator):
     def svd(self, shape: Shape) -> SVD:
         """That of M at each pixel. Coordinates (B, min(m, C), H, W)."""
         self.measurement_shape(shape)
-        s, U, V = self.cached("svd", self._decompose)
+        s, U, V = self._decomposed
         return SVD(
-            s,
+            s[:, None, None],
             U=lambda c: mix(U.like(c), c),
             U_adjoint=lambda y: mix(U.like(y).T, y),
             V=lambda c: mix(V.like(c), c),
             V_adjoint=lambda x: mix(V.like(x).T, x),
         )
-
-    def _decompose(self) -> tuple[torch.Tensor, Constant, Constant]:
-        U, s, Vh = torch.linalg.svd(self._M.table, full_matrices=False)
-        rounding = max(self._M.table.shape) * torch.finfo(torch.float64).eps * s.max()
-        s = torch.where(s > rounding, s, torch.zeros_like(s))
-        return s[:, None, None], Constant(U), Constant(Vh.T.contiguous())
 
 
 def mix(matrix: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

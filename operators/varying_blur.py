@@ -38,6 +38,7 @@ class VaryingBlur(Filter):
     """
 
     name: ClassVar[str] = "varying_blur"
+    _uniform: ClassVar[bool] = False
     _smaller: ClassVar[str] = "lower radius and corner, or take smaller kernels"
 
     kernels: str | np.ndarray | None = parameter(

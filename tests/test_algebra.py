@@ -334,3 +334,15 @@ def test_the_first_guess_of_what_is_not_linear_goes_back_link_by_link() -> None:
     assert gap((2 * curve).first_guess(2 * curve.A(x)), x) < 1e-9
     both = curve.stack("identity")
     assert gap(both.first_guess(both.A(x)), x) < 1e-9 < gap(both.first_guess(2 * both.A(x)), x)
+
+
+@pytest.mark.parametrize("boundary", ["circular", "reflect"])
+def test_a_blur_that_varies_keeps_its_kernels_in_a_chain(boundary: str) -> None:
+    """It has no one kernel to multiply with the neighbour's."""
+    varying = f"varying_blur:radius=0.3,corner=2,grid=3x3,boundary={boundary}"
+    even = f"gaussian_blur:sigma=0.8,boundary={boundary}"
+    x = torch.rand(1, 3, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for spec in (f"{varying} | {even}", f"{even} | {varying}"):
+        chain = operators.get(spec)
+        assert [part.name for part in chain.parts] == [link.name for link in chain.of]
+        assert gap(chain.A(x), plainly(chain, x)) < ROUNDING

@@ -32,7 +32,7 @@ class Size:
     mixture_problems: Mapping[int, int]
 
 
-# Fewer problems where one takes longer: the whole within half an hour.
+# Fewer problems where one takes longer.
 FULL = Size(steps=100, samples=1000, mixture_steps=(20, 100), mixture_problems={8: 3, 80: 2, 800: 1})
 QUICK = Size(steps=20, samples=300, mixture_steps=(20,), mixture_problems={8: 1})
 
