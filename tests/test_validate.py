@@ -21,11 +21,13 @@ from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
 from invdiff.evaluation import mixtures
-from invdiff.evaluation.exactness import batteries, page, problems, report, running
+from invdiff.evaluation.exactness import batteries, dense, page, problems, report, running
+from invdiff.evaluation.exactness.dense import Preconditioned
 from invdiff.evaluation.exactness.measures import MEASURES, Score, Yardstick, average, significant, verdict
 from invdiff.evaluation.exactness.mixture import mixture_cases
 from invdiff.evaluation.exactness.mixture import mixture_problem as problems_of_mixture
 from invdiff.evaluation.exactness.problems import TOYS_2D, ExactProblem, exact_problem, gaussian_case, toy_case
+from invdiff.linalg import solve
 from invdiff.operator import Operator
 from invdiff.priors.base import Prior
 from invdiff.priors.mixture import GaussianMixturePrior
@@ -310,6 +312,25 @@ def test_an_operator_that_is_not_linear_is_left_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(operators, "get", lambda spec, **_: Clip())
     with pytest.raises(UsageError, match="clip is not linear, so its posterior has no closed form"):
         problems.build_operator("clip")
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_operators_without_a_decomposition_are_solved_alike_in_fewer_iterations(
+    monkeypatch: pytest.MonkeyPatch, wrong: bool
+) -> None:
+    operator, shape = problems.build_operator("varying_blur")
+    assert isinstance(operator, Preconditioned) and not operator.has_svd and operator.spec.startswith("varying_blur")
+    v = torch.randn(3, *shape, generator=generator(0, "data", 0), dtype=torch.float64)
+    counts = []
+    monkeypatch.setattr(
+        "invdiff.operator.solve", lambda *given, **named: counts.append(found := solve(*given, **named)) or found
+    )
+    if wrong:  # the twin: another matrix takes iterations, and gives the same answer all the same
+        monkeypatch.setattr(dense, "dense_matrix", lambda of, shape: 0 * dense_matrix(of, shape))
+    own, fast = operator.of.solve_data(v, 300.0, 1.0), operator.solve_data(v, 300.0, 1.0)
+    assert (own - fast).norm() < 1e-9 * own.norm()
+    assert counts[0].iterations > 20
+    assert (counts[1].iterations > 5) == wrong
 
 
 def test_specs_keep_their_own_steps() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from invdiff.errors import InvdiffError, UsageError
+from invdiff.evaluation.exactness.dense import Preconditioned
 from invdiff.operator import Operator, Shape
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
@@ -153,7 +154,7 @@ def build_operator(spec: str) -> tuple[Operator, Shape]:
         except InvdiffError as error:
             problems.append(str(error))
         else:
-            return operator, shape
+            return operator if operator.has_svd else Preconditioned(operator), shape
     raise UsageError(f"{operator} cannot take {SIDE} x {SIDE} images: {problems[0]}")
 
 
