@@ -568,7 +568,7 @@ def test_ctrl_c_before_the_first_step_of_a_training(folder: Path, monkeypatch: p
     import signal
 
     import invdiff.training.engine
-    from invdiff.training.background import StopFlag
+    from invdiff.background import StopFlag
 
     def interrupted(*arguments: Any, **options: Any) -> None:
         with StopFlag() as stop:

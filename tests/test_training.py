@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff.background import StopFlag
 from invdiff.errors import CheckpointError, InvdiffError, NumericalError, UsageError
 from invdiff.schedule import Schedule
 from invdiff.training import engine, learner, optimizers, provenance
-from invdiff.training.background import StopFlag
 from invdiff.training.checkpoint import TrainingState, export_pipeline
 from invdiff.training.config import FIXED, TrainingConfig
 from invdiff.training.curves import Curves

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
+from invdiff.background import Prefetcher, StopFlag, beside
 from invdiff.device import choose_precision
 from invdiff.errors import NumericalError, UsageError
 from invdiff.images import centre
 from invdiff.priors.tensor_files import read_json
 from invdiff.schedule import Schedule
-from invdiff.training.background import Prefetcher, StopFlag, beside
 from invdiff.training.checkpoint import TrainingState, replacing, state_path, write_recipe
 from invdiff.training.config import TrainingConfig
 from invdiff.training.data import CropSampler, Usable, check_weights, split, split_by_key
