@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "invdiff.cli.sample:sample",
     "operators": "invdiff.cli.operators:operators",
     "solvers": "invdiff.cli.solvers:solvers",
+    "evaluate": "invdiff.cli.evaluate:evaluate",
     "validate": "invdiff.cli.validate:validate",
     "prior": "invdiff.cli.prior:prior",
 }
