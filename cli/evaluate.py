@@ -15,6 +15,7 @@ from . import options
 if TYPE_CHECKING:
     from invdiff.evaluation.plan import Plan, Task
     from invdiff.evaluation.runner import Share
+    from invdiff.evaluation.store import Store
     from invdiff.evaluation.suite import Suite
 
 EXAMPLES = """
@@ -68,6 +69,12 @@ scores = options.together(
     click.option("--samples", type=click.IntRange(min=1), metavar="K", help="Posterior samples an image, default 1."),
     click.option(
         "--calibration", is_flag=True, help="Also coverage, spread over error, CRPS and ranks; needs --samples."
+    ),
+    click.option(
+        "--simulations",
+        type=click.IntRange(min=10),
+        metavar="N",
+        help="Also test whether the K samples are of the posterior, with N images drawn from the prior itself.",
     ),
     click.option("--float-metrics", is_flag=True, help="Do not round to 8 bits before PSNR and SSIM."),
     click.option("--y-channel", is_flag=True, help="Also PSNR and SSIM of the luma Y."),
@@ -191,7 +198,8 @@ def _from_options(data: str | None, given: dict[str, Any]) -> Suite:
     data_set = DataSet(name, data, given["crop"])
     if data_set.missing:
         raise UsageError(f"--data {data}: no such folder; give one of clean images, or skimage")
-    cells = grid_cells(axes | {"samples": given["samples"] or 1, "calibration": given["calibration"]}, [name])
+    rest = {"samples": given["samples"] or 1, "calibration": given["calibration"]}
+    cells = grid_cells({**axes, **rest, "simulations": given["simulations"] or 0}, [name])
     return Suite(name, (data_set,), tuple(cells), protocol)
 
 
@@ -278,6 +286,8 @@ def _run(
         except KeyboardInterrupt:
             click.echo(f"\nstopped: the results so far are in {out}, and the same command goes on with them", err=True)
             raise
+    if any(task.cell.simulations for task in plan.tasks):
+        _simulate(plan, store, share, batch_size)
     if not quiet_run:
         _tell_results(out)
         click.echo(f"{outcome.done} new results in {out}; look at them: invdiff report {shlex.quote(out)}")
@@ -287,6 +297,20 @@ def _run(
             f"{len(images)} images failed: {', '.join(images[:5])}{', ...' if len(images) > 5 else ''}", err=True
         )
     return 1 if outcome.failed else 0
+
+
+def _simulate(plan: Plan, store: Store, share: Share, batch_size: int | None) -> None:
+    from invdiff.evaluation.simulating import simulate
+
+    def tell(task: Task, found: Any) -> None:
+        click.echo(f"images of the prior, {task.cell.label}:")
+        if isinstance(found, str):
+            click.echo(f"  not tested: {found}", err=True)
+        else:
+            for line in found.lines():
+                click.echo(f"  {line}")
+
+    simulate(plan, store, share, batch_size, tell)
 
 
 def _tell_results(out: str) -> None:

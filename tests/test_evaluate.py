@@ -316,6 +316,30 @@ def test_library_returns_rows_and_images(prior: Path) -> None:
         invdiff.evaluate("nowhere", "identity")
 
 
+def test_images_of_the_prior_test_a_solver(prior: Path, data: Path) -> None:
+    arguments = ["--data", data, *BLUR, *FAST, "--prior", prior, "--limit", 1, "--crop", 16, "--out", "run"]
+    result = succeed(*arguments, "--samples", 4, "--simulations", 20)
+    assert "images of the prior, clean, gaussian_blur:sigma=1, 0.05, diffpir, 2 calls" in result.output
+    assert "20 draws, 4 samples each: p = " in result.output
+    run = load("run")
+    (found,) = run.simulations.values()
+    assert found["cell"] == run.cells[0]["id"] and len(found["quantities"]["brightness"]["ranks"]) == 20
+    assert "images of the prior" not in succeed(*arguments, "--samples", 4, "--simulations", 20).output  # done
+    assert "--simulations 20" in run.cells[0]["command"]
+    assert "several samples of each" in invoke(*arguments, "--simulations", 20).output
+
+
+def test_images_of_a_known_prior_tell_an_exact_solver_from_another() -> None:
+    prior = invdiff.priors.GaussianPrior(torch.full((1, 8, 8), 0.5, dtype=torch.float64), 0.04 * torch.eye(64).double())
+    x = prior.sample(1, torch.Generator().manual_seed(0))
+    found = invdiff.evaluate(
+        x, "inpaint:keep=0.5", 0.1, ["mmps:transition=dpmpp,steps=30", "dps"], steps=30, prior=prior, samples=15,
+        simulations=100,
+    )  # fmt: skip
+    exact, biased = (found.simulations[row.cell["id"]] for row in found.rows)
+    assert exact["calibrated"] and not biased["calibrated"]
+
+
 GRID = {"data": {"a": "clean"}, "operators": ["identity"], "noises": [0.05]}
 
 

@@ -16,6 +16,7 @@ from invdiff.evaluation.datasets import DataSet
 from invdiff.evaluation.plan import make_plan
 from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.runner import evaluate as run
+from invdiff.evaluation.simulating import simulate
 from invdiff.evaluation.store import Run, Store, load
 from invdiff.evaluation.suite import Suite, grid_cells, read_suite
 from invdiff.evaluation.summary import Summary, summaries
@@ -29,8 +30,8 @@ class Evaluation:
     """The results of an evaluation.
 
     rows: one for each combination of data set, operator, noise, solver, steps, prior and seed; images: a dict for each image
-    of each row, as in results.jsonl, with the row's settings and the seconds beside. Where a run has a folder,
-    `invdiff report` shows it.
+    of each row, as in results.jsonl, with the row's settings and the seconds beside; simulations: cell id -> what the test
+    with images of the prior found. Where a run has a folder, `invdiff report` shows it.
     """
 
     run: Run
@@ -38,6 +39,10 @@ class Evaluation:
     @property
     def rows(self) -> list[Summary]:
         return summaries(self.run)
+
+    @property
+    def simulations(self) -> dict[str, dict[str, Any]]:
+        return self.run.simulations
 
     @property
     def images(self) -> list[dict[str, Any]]:
@@ -82,6 +87,7 @@ def evaluate(
     seed: int | Sequence[int] = 0,
     samples: int = 1,
     calibration: bool = False,
+    simulations: int = 0,
     crop: int | None = None,
     limit: int | None = None,
     protocol: Protocol | None = None,
@@ -95,9 +101,10 @@ def evaluate(
 
     data: a folder, file or pattern of clean images, "skimage", a tensor (B, C, H, W) in [0, 1], or a suite (its name or file,
     or a Suite), which brings everything down to seed itself. operator, noise, solver, steps, prior, seed: one each, or a list
-    of which every combination is a row; operators, solvers and priors may be objects. samples: for each image; with
-    calibration also whether their spread is right. out: a folder to keep the results in, where the same call goes on after
-    a stop (default: they are kept in memory alone). Raises as `restore`; an image that fails is counted, not raised.
+    of which every combination is a row; operators, solvers and priors may be objects. samples: for each image;
+    calibration: also whether their spread is right; simulations: how many images of the prior itself to test the solver on.
+    out: a folder to keep the results in, where the same call goes on after a stop (default: they are kept in memory alone).
+    Raises as `restore`; an image that fails is counted, not raised.
     """
     objects: dict[str, Any] = {}
     if isinstance(data, Suite):
@@ -119,6 +126,7 @@ def evaluate(
             "seeds": _listed(seed),
             "samples": samples,
             "calibration": calibration,
+            "simulations": simulations,
         }
         cells = tuple(grid_cells(grid, [data_set.name]))
         suite = Suite(data_set.name, (data_set,), cells, protocol or Protocol())
@@ -127,6 +135,7 @@ def evaluate(
         store = Store(temporary if out is None else out)
         done = store.open(plan.record(_command(data, out)), force)
         run(plan, store, done, batch_size=batch_size, limit=limit, pictures=0 if out is None else 4)
+        simulate(plan, store, batch_size=batch_size)
         return Evaluation(load(store.folder))
 
 

@@ -107,6 +107,7 @@ class Plan:
         words += ["--steps", str(cell.steps)] if cell.steps is not None else []
         words += ["--prior", cell.prior, "--samples", str(cell.samples), "--seed", str(cell.seed)]
         words += ["--calibration"] if cell.calibration else []
+        words += ["--simulations", str(cell.simulations)] if cell.simulations else []
         for option, value in (("--crop", task.data.crop), ("--limit", task.data.limit)):
             words += [option, str(value)] if value is not None else []
         words += [] if protocol.eight_bit else ["--float-metrics"]

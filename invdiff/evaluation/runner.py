@@ -44,6 +44,9 @@ class Share:
             raise UsageError(f"shard {self.index + 1}/{self.count}: the first number goes from 1 to the second")
 
 
+EVERYTHING = Share()
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Images of one data set for one task, some of which may be done. wanted: the keys of those that are not."""
@@ -84,7 +87,7 @@ def evaluate(
     *,
     batch_size: int | None = None,
     limit: int | None = None,
-    share: Share = Share(),
+    share: Share = EVERYTHING,
     pictures: int = 4,
     progress: Progress = lambda task, line, timing: None,
     notify: Callable[[str], None] = lambda text: None,

@@ -1,8 +1,9 @@
 """Where results lie: a folder to which every finished image is appended at once, and from which a run goes on.
 
 results.jsonl holds one line for each image of each cell, with numbers that are the same in every run; timings.jsonl what they
-cost; run.json the settings. A line is written with its end by one call under a lock, so that several processes may share the
-folder, and that a kill loses at most the images in flight: what it leaves of a line is cut off before the next is appended.
+cost; simulations.jsonl a line for each cell that was tested with images of the prior itself; run.json the settings. A line is
+written with its end by one call under a lock, so that several processes may share the folder, and that a kill loses at most
+the images in flight: what it leaves of a line is cut off before the next is appended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from invdiff.atomic import explained
 from invdiff.errors import ImageError, UsageError
 
 KIND, FORMAT = "invdiff evaluate", 1
-RUN, RESULTS, TIMINGS = "run.json", "results.jsonl", "timings.jsonl"
+RUN, RESULTS, TIMINGS, SIMULATIONS = "run.json", "results.jsonl", "timings.jsonl", "simulations.jsonl"
 
 Line = dict[str, Any]
 Place = tuple[str, str]  # cell id, image key
@@ -27,12 +28,14 @@ Place = tuple[str, str]  # cell id, image key
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What a folder holds. results, timings: the last line of each (cell, image), in the order of the cells and images."""
+    """What a folder holds. results, timings: the last line of each (cell, image), in the order of the cells and images;
+    simulations: cell -> the record of `sbc.Simulation`."""
 
     folder: Path
     record: Line
     results: list[Line]
     timings: dict[Place, Line] = field(default_factory=dict)
+    simulations: dict[str, Line] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Line]:
@@ -54,7 +57,8 @@ def load(folder: str | Path) -> Run:
     timings = {(line["cell"], line["image"]): line for line in _lines(folder / TIMINGS)}
     order = {cell["id"]: number for number, cell in enumerate(record["cells"])}
     results = sorted(last.values(), key=lambda line: order[line["cell"]])  # stable: images as they were appended
-    return Run(folder, record, results, timings)
+    simulations = {line["cell"]: line for line in _lines(folder / SIMULATIONS)}
+    return Run(folder, record, results, timings, simulations)
 
 
 def read_record(folder: Path) -> Line | None:
@@ -114,6 +118,11 @@ class Store:
             # What it cost first: a result without its time would count as done.
             _append(self.folder / TIMINGS, timings)
             _append(self.folder / RESULTS, results)
+
+    def append_simulation(self, cell: str, record: Line) -> None:
+        """Write what the test of a cell with images of the prior found."""
+        with self._locked():
+            _append(self.folder / SIMULATIONS, [{"cell": cell, **record}])
 
     def known_failures(self) -> dict[Place, str]:
         """(cell, image) -> the error of those that failed."""

@@ -4,7 +4,7 @@ A suite is a file (YAML, TOML or JSON); those in invdiff/suites are known by nam
 
     about, protocol (of `invdiff.evaluation.protocol.Protocol`), data: name -> path, or {path, crop, limit, optional}
     operators, noises, solvers, steps, priors, seeds: a value or a list each, of which every combination is a cell
-    samples, calibration: for every cell
+    samples, calibration, simulations: for every cell
     grids: a list of such sets of keys, each over what stands outside, where one set of combinations does not do
 
 A path in `data` is looked for below --data and beside the suite; "{data}" in an operator stands for the folder --data.
@@ -41,8 +41,9 @@ DEFAULTS: dict[str, Any] = {
     "seeds": [0],
     "samples": 1,
     "calibration": False,
+    "simulations": 0,
 }
-_GRID = (*AXES, "samples", "calibration", "data")
+_GRID = (*AXES, "samples", "calibration", "simulations", "data")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Cell:
     """One row of the table: a solver on every image of a data set under one operator and noise.
 
     operator: may hold "{data}"; noise: text as `--noise` takes it; steps: None for the solver's own; samples: for each
-    image. It says what is computed, by text alone.
+    image; simulations: images of the prior itself whose ranks among their samples are tested (`invdiff.evaluation.sbc`).
+    It says what is computed, by text alone.
     """
 
     data: str
@@ -62,9 +64,10 @@ class Cell:
     seed: int = 0
     samples: int = 1
     calibration: bool = False
+    simulations: int = 0
 
     def __post_init__(self) -> None:
-        for option, least in (("steps", 1), ("samples", 1), ("seed", 0)):
+        for option, least in (("steps", 1), ("samples", 1), ("seed", 0), ("simulations", 0)):
             value = getattr(self, option)
             if (option, value) != ("steps", None) and (
                 isinstance(value, bool) or not isinstance(value, int) or value < least
@@ -72,6 +75,10 @@ class Cell:
                 raise UsageError(f"{option}={value!r} must be a whole number of at least {least}")
         if self.calibration and self.samples < 2:
             raise UsageError("calibration needs several samples of each image, say samples=16 (--samples 16)")
+        if self.simulations and (self.simulations < 10 or self.samples < 2):
+            raise UsageError(
+                f"simulations={self.simulations} needs at least 10 of them and several samples of each (--samples 16)"
+            )
 
     @property
     def label(self) -> str:
@@ -221,7 +228,7 @@ def grid_cells(grid: Mapping[str, Any], names: Sequence[str]) -> Iterator[Cell]:
             raise UsageError(f"{axis} is missing; give one, for instance {axis}: [{_EXAMPLES[axis]}]")
     if not isinstance(grid["calibration"], bool):
         raise UsageError(f"calibration={grid['calibration']!r} must be true or false")
-    rest = {"samples": grid["samples"], "calibration": grid["calibration"]}
+    rest = {name: grid[name] for name in ("samples", "calibration", "simulations")}
     for name, *values in itertools.product(data, *(_listed(grid[axis]) for axis in AXES)):
         fields = dict(zip(AXES.values(), values, strict=True))
         for key in ("operator", "noise", "solver", "prior"):

@@ -40,9 +40,12 @@ def summaries(run: Run | str | Path) -> list[Summary]:
         name, lines = cell["id"], run.of(cell["id"])
         places = [(name, line["image"]) for line in lines]
         values = {key: mean([line[key] for line in lines if key in line]) for key in MEASURES}
-        values |= {f"single_{key}": mean([line["single"][key] for line in lines]) for key in ("psnr", "ssim")}
+        values |= {
+            f"single_{key}": mean([line["single"][key] for line in lines if key in line["single"]])
+            for key in ("psnr", "ssim")
+        }
         seen = [line["before"] for line in lines if line["before"]]
-        values |= {f"before_{key}": mean([before[key] for before in seen]) for key in ("psnr", "ssim")}
+        values |= {f"before_{key}": mean([before[key] for before in seen if key in before]) for key in ("psnr", "ssim")}
         values["seconds"] = mean([run.timings[place]["seconds"] for place in places if place in run.timings])
         failed = sum(line["cell"] == name and "error" in line for line in run.results)
         found.append(Summary(cell, len(lines), failed, values))
