@@ -142,16 +142,11 @@ def simulate(
     shape = tuple(getattr(prior, "shape", ()) if shape is None else shape)
     if not shape:
         raise UsageError("this prior makes images of any size; give shape=(C, H, W), such as shape=(3, 64, 64)")
-    population = (
-        1
-        if solver == "auto"
-        else solvers.get(solver, **settings | ({} if steps is None else {"steps": steps})).population
-    )
-    if samples % population:
-        raise UsageError(
-            f"the {population} particles of a run are one sample of the posterior only together; "
-            f"samples={samples} must be a multiple of {population}, or the solver needs other particles"
-        )
+    if solver != "auto":
+        solver = solvers.get(solver, **settings, **({} if steps is None else {"steps": steps}))
+        steps, settings = None, {}
+        solver.check(operator)  # before images are drawn, which may take long
+        _check_population(solver.population, samples)
     size = batch_size or (1000 if prior.can_sample else default_batch_size(prior.device))
     measures, images = quantities(shape, seed), _images(prior, shape, draws, seed, size, sampler, sampler_steps)
     truths, drawn, solution = [], [], None
@@ -181,6 +176,14 @@ def simulate(
         "seed": seed,
     }
     return Simulation(found, draws, samples, _band(draws, _bins(draws, samples)), solution.nfe, about)
+
+
+def _check_population(particles: int, samples: int) -> None:
+    if samples % particles:
+        raise UsageError(
+            f"the {particles} particles of a run are samples of the posterior only together; samples={samples} must be a "
+            f"multiple of {particles}, or the solver needs other particles"
+        )
 
 
 def _images(
