@@ -40,10 +40,8 @@ def summaries(run: Run | str | Path) -> list[Summary]:
         name, lines = cell["id"], run.of(cell["id"])
         places = [(name, line["image"]) for line in lines]
         values = {key: mean([line[key] for line in lines if key in line]) for key in MEASURES}
-        values |= {
-            f"single_{key}": mean([line["single"][key] for line in lines if key in line["single"]])
-            for key in ("psnr", "ssim")
-        }
+        singles = [line["single"] for line in lines]
+        values |= {f"single_{key}": mean([each[key] for each in singles if key in each]) for key in ("psnr", "ssim")}
         seen = [line["before"] for line in lines if line["before"]]
         values |= {f"before_{key}": mean([before[key] for before in seen if key in before]) for key in ("psnr", "ssim")}
         values["seconds"] = mean([run.timings[place]["seconds"] for place in places if place in run.timings])
