@@ -311,7 +311,7 @@ def test_library_returns_rows_and_images(prior: Path) -> None:
     assert {image["operator"] for image in found.images} == {"identity", "inpaint:keep=0.5"}
     table = found.to_pandas()
     assert list(table["images"]) == [2] * 4 and "lpips" not in table
-    assert "tensor, identity, 0.1, diffpir, 2 calls, NetworkPrior" in str(found)
+    assert "tensor, identity, 0.1, diffpir, 2 calls, tiny" in str(found)
     with pytest.raises(UsageError, match="no such folder"):
         invdiff.evaluate("nowhere", "identity")
 
@@ -468,3 +468,12 @@ def test_out_of_memory_takes_smaller_batches(data: Path, prior: Path, monkeypatc
     result = succeed(*arguments, "--batch-size", 4, "--out", "many")
     assert "note: not enough memory for a whole batch" in result.output
     assert lines(Path("many")) == lines(Path("one"))
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs_runs(prior: Path) -> None:
+    script = ROOT / "docs" / "examples" / "compare_solvers.py"
+    done = subprocess.run([sys.executable, script, prior], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"PSNR -?\d+\.\d\d -> ", done.stdout)) == 4
+    assert re.search(r"inpaint:keep=0.3: ddrm - diffpir = [+-]\d+\.\d\d dB, p = [01]\.\d\d", done.stdout)

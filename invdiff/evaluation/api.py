@@ -142,9 +142,12 @@ def evaluate(
 def _text(item: Any, kind: Any, objects: dict[str, Any]) -> str:
     """What stands for an object in the cells, and the object beside it."""
     if kind and isinstance(item, kind):
-        name = item.spec if hasattr(item, "spec") else f"{type(item).__name__}-{len(objects)}"
+        known = item.describe().get("name") if isinstance(item, Prior) else item.spec
+        name = str(known or f"{type(item).__name__}-{len(objects)}")
+        if name in objects:
+            name = f"{name} ({len(objects)})"
         objects[name] = item
-        return str(name)
+        return name
     if kind and not isinstance(item, str):
         name = f"{type(item).__name__}-{len(objects)}"  # a deepinv Physics or Denoiser
         objects[name] = item
