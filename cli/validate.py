@@ -16,10 +16,10 @@ from invdiff.errors import ImageError, UsageError
 from . import options
 
 EXAMPLES = """
-# every solver on every problem: more than a quarter of an hour
+# every solver on every problem: twenty minutes of one core
 invdiff validate --json validate.json --html validate.html
 
-# a first impression, in three minutes
+# a first impression, in a minute or two
 invdiff validate --quick
 
 # one method with its settings, on two operators
