@@ -25,6 +25,7 @@ COMMANDS = {
     "operators": "invdiff.cli.operators:operators",
     "solvers": "invdiff.cli.solvers:solvers",
     "validate": "invdiff.cli.validate:validate",
+    "report": "invdiff.cli.report:report",
     "prior": "invdiff.cli.prior:prior",
 }
 
