@@ -58,7 +58,7 @@ def report(
     """The page of one run."""
     cards, gallery_notes = gallery.cards(run, groups)
     calibration, points = results.calibration_table(groups), _points(groups)
-    several = sum(len(group.rows) > 1 for group in groups)
+    several = sum(sum("psnr" in row.scores for row in group.rows) > 1 for group in groups)
     failures = [
         (image, row.label, group.title, error)
         for group in groups
