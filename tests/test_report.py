@@ -213,6 +213,13 @@ def test_a_shift_of_the_tied_one_is_found(tmp_path: Path) -> None:
     assert marks(simple_run(tmp_path / "run", {"best": hard.tolist(), "even": even.tolist()}))["even"] == ""
 
 
+def test_too_few_images_to_tell_mark_the_best_alone(tmp_path: Path) -> None:
+    five = [20.0, 21.0, 22.0, 23.0, 24.5]
+    assert marks(simple_run(tmp_path / "five", {"a": five, "b": [*five[:4], 24.4]})) == {"a": "best", "b": ""}
+    six = [*five, 25.0]
+    assert marks(simple_run(tmp_path / "six", {"a": six, "b": [*six[:5], 24.9]})) == {"a": "best", "b": "tied"}
+
+
 def test_fewer_images_do_not_make_the_best(tmp_path: Path) -> None:
     """Six easy images have a higher mean than all twelve, but a method that is worse on each of them stays worse."""
     hard = np.repeat([20.0, 30.0], 6) + 0.01 * np.arange(12)
@@ -581,6 +588,38 @@ def test_the_page_works_in_a_browser(run: Path, html: str, tmp_path: Path) -> No
     assert all(str(found["src"]).startswith("data:image/png") for found in under)
     assert sum(tag == "circle" for tag, _ in page.elements) == len(IMAGES)
     assert "better on" in page.text and f"{len(METHODS) * len(OPERATORS)} rows" in page.text
+
+
+USE = """<script>
+const act = (element, value, kind) => { element.value = value; element.dispatchEvent(new Event(kind, {bubbles: true})); };
+const card = document.querySelector(".card");
+act(card.querySelector("input[type=range]"), 80, "input");
+act(card.querySelector("select.left"), 0, "change");
+act(document.querySelector("input.filter"), "BLUR dps", "input");
+document.querySelector("#cells button[data-key=name]").click();
+act(document.querySelector(".scatter select.first"), 4, "change");
+document.title = JSON.stringify({
+  at: card.querySelector(".stage").style.getPropertyValue("--at"),
+  left: card.querySelector(".over").alt,
+  rows: [...document.querySelectorAll("#cells tr.row:not([hidden])")].map(row => row.cells[0].dataset.v),
+  count: document.querySelector(".count").textContent,
+  where: location.hash,
+  verdict: document.querySelector(".verdict").textContent,
+});
+</script></body>"""
+
+
+def test_slider_filter_sorting_and_choices_react(run: Path, html: str, tmp_path: Path) -> None:
+    used = tmp_path / "used.html"
+    used.write_text(html.replace("</body>", USE))
+    document = browse(used, "", tmp_path / "profile")
+    assert worked(document)
+    found = json.loads(Page(document).text.split("<", 1)[0].strip().splitlines()[0])
+    assert found["at"] == "80%" and found["left"] == "truth, astronaut"
+    assert found["rows"] == ["dps"] and found["count"] == "1 of 10 rows" and found["where"] == "#sort=name"
+    row, best = sorted(groups(load(run))[0].rows, key=lambda row: row.scores["psnr"].mean)[:: len(METHODS) - 1]
+    shared = [best.values["psnr"][image] - row.values["psnr"][image] for image in row.values["psnr"]]
+    assert found["verdict"].startswith(f"{best.label} minus {row.label}: {statistics.fmean(shared):+.2f} dB")
 
 
 def test_the_browser_check_can_fail(run: Path, html: str, tmp_path: Path) -> None:

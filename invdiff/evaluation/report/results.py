@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from invdiff.evaluation.report.rows import GROUP, SCORES, Group, Row, Score
+from invdiff.evaluation.report.rows import ENOUGH, GROUP, SCORES, Group, Row, Score
 from invdiff.evaluation.report.tables import Block, Column, Entry, Line, Table, csv_text, interval, number
 
 LEGEND = (
     "In brackets: 95 % bootstrap interval of the mean over the images. {best}: the best of its group (same data, operator, "
     "noise, seed and prior) on the images that all of its rows have, rows with less than half of the images aside. {tied}: "
-    "not significantly worse than the best in a test on the images that both have, at 5 %, each pair by itself."
+    "not significantly worse than the best in a signed-rank test on the images that both have, at 5 %, each pair by itself; "
+    f"below {ENOUGH} images that test tells nothing, and the best alone is marked."
 )
 CALIBRATION_LEGEND = (
     "Coverage: share of the true pixel values inside the central intervals of each nominal level. Spread / error: rms "

@@ -17,6 +17,9 @@ from invdiff.evaluation.report.tables import BEST, TIED
 GROUP = ("data", "operator", "noise", "seed", "prior")
 """The settings of a cell that make rows comparable: those with equal ones restore the same measurements."""
 
+ENOUGH = 6
+"""Images: with fewer, no signed-rank test falls below 5 %, so that it would tell no method from any other."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -178,5 +181,6 @@ def _against(row: Row, best: Row, score: Score) -> Row:
     test = compare(best.values[score.key], row.values[score.key], score.sign)
     if test is None:
         return row
-    marks = row.marks if test.better == "first" else {**row.marks, score.key: TIED}
+    tied = test.better != "first" and test.difference.n >= ENOUGH
+    marks = {**row.marks, score.key: TIED} if tied else row.marks
     return replace(row, marks=marks, against_best={**row.against_best, score.key: test})
