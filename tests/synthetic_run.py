@@ -162,10 +162,11 @@ def restore(image: str, operator: str, method: Method, salt: str = "") -> tuple[
 
 def calibration(samples: np.ndarray, truth: np.ndarray, std: np.ndarray) -> dict[str, Any]:
     ranks = np.bincount((samples < truth).sum(0).ravel(), minlength=len(samples) + 1)
-    inside = {}
-    for level in LEVELS:
-        low, high = np.quantile(samples, [(1 - float(level)) / 2, (1 + float(level)) / 2], axis=0)
-        inside[level] = float(((low <= truth) & (truth <= high)).mean())
+    shares, edges, inside = ranks / ranks.sum(), np.linspace(0, 1, len(ranks) + 1), {}
+    for level in LEVELS:  # the truth is equally likely in each of the n + 1 parts between samples
+        low, high = (1 - float(level)) / 2, (1 + float(level)) / 2
+        parts = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
+        inside[level] = float(shares @ parts.clip(0)) * len(ranks)
     spread, error = float(np.sqrt((std**2).mean())), float(np.sqrt(((samples.mean(0) - truth) ** 2).mean()))
     crps = float(np.abs(samples - truth).mean() - 0.5 * np.abs(samples[:, None] - samples[None]).mean())
     scores = {"coverage": inside, "spread": spread, "error": error, "spread_over_error": spread / error}

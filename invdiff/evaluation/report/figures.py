@@ -17,6 +17,7 @@ from invdiff.evaluation.report.rows import Group, Row, compare
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 MARKERS = "osD^vP*Xp<>h"
@@ -55,6 +56,15 @@ def _frame(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_xlabel(x, parse_math=False)
     axes.set_ylabel(y, parse_math=False)
     axes.grid(alpha=0.3)
+
+
+def _plain_ticks(axis: Axis) -> None:
+    """1, 2, 5, 10, ... on a logarithmic axis, not as powers."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -114,13 +124,9 @@ def _cost(
     price: Callable[[Row], float | None],
 ) -> None:
     """One panel; its lines are added to `handles`."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     _frame(axes, f"PSNR against {unit}", f"{unit} for each image", "PSNR (dB)")
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    _plain_ticks(axes.xaxis)
     for name, rows in lines.items():
         points = sorted(
             (at, it.mean, it.low, it.high) for row in rows for it in [row.scores["psnr"]] if (at := price(row))
@@ -131,6 +137,7 @@ def _cost(
             look = _look(styles[name])
             handles[name] = axes.errorbar(x, y, bars, linewidth=1, elinewidth=0.7, capsize=2, **look)
     if not axes.has_data():
+        axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="grey")
 
 
@@ -184,6 +191,8 @@ def calibrated(group: Group, styles: Styles) -> Figure | None:
     coverage.set(xlim=(0, 1), ylim=(0, 1))
     ranks.set(xlim=(0, 1), ylim=(0, None))
     spread.set(xscale="log", yscale="log")
+    _plain_ticks(spread.xaxis)
+    _plain_ticks(spread.yaxis)
     low, high = spread.get_xlim()
     spread.plot([low, high], [low, high], color="0.5", linewidth=1)
     _legend(figure, handles)

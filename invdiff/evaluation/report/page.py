@@ -117,7 +117,8 @@ def summary(run: Run, groups: Sequence[Group]) -> str:
     parts = [f"{len(rows)} cells in {len(groups)} comparable groups", f"{done} results", f"{failed} failed"]
     seconds = sum(row.seconds * len(row.images) for row in rows if row.seconds is not None)
     hours = f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
-    return ", ".join([*parts, f"{hours} of restoring", f"started {run.record.get('started')}"])
+    parts += [f"{hours} of restoring"] if seconds else []
+    return ", ".join([*parts, f"started {run.record.get('started')}"])
 
 
 def provenance(run: Run, versions: Mapping[str, str]) -> list[tuple[str, str]]:
