@@ -26,6 +26,7 @@ COMMANDS = {
     "solvers": "invdiff.cli.solvers:solvers",
     "evaluate": "invdiff.cli.evaluate:evaluate",
     "validate": "invdiff.cli.validate:validate",
+    "report": "invdiff.cli.report:report",
     "prior": "invdiff.cli.prior:prior",
 }
 

@@ -1,0 +1,1 @@
+"""Reports of evaluation runs: one self-contained page, and plots and tables beside it. Nothing heavy is imported here."""

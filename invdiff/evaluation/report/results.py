@@ -1,0 +1,141 @@
+"""The table of one run: what it shows of each row, and the same as CSV with every digit."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from invdiff.evaluation.report.rows import ENOUGH, GROUP, SCORES, Group, Row, Score
+from invdiff.evaluation.report.tables import Block, Column, Entry, Line, Table, csv_text, interval, number
+
+LEGEND = (
+    "In brackets: 95 % bootstrap interval of the mean over the images. {best}: the best of its group (same data, operator, "
+    "noise, seed and prior) on the images that all of its rows have, rows with less than half of the images aside. {tied}: "
+    "not significantly worse than the best in a signed-rank test on the images that both have, at 5 %, each pair by itself; "
+    f"below {ENOUGH} images that test tells nothing, and the best alone is marked."
+)
+CALIBRATION_LEGEND = (
+    "Coverage: share of the true pixel values inside the central intervals of each nominal level. Spread / error: rms "
+    "standard deviation of n samples, times the root of 1 + 1/n, over the rms error of their mean. Calibrated samples are "
+    "covered as often as the level says, with a ratio of 1; a smaller one means too sure of themselves."
+)
+
+Shown = tuple[Column, Callable[[Row], Entry]]
+
+
+def table(groups: Sequence[Group]) -> Table:
+    """A block for each group, a line for each cell, with the columns that any of them needs."""
+    shown = _columns([row for group in groups for row in group.rows])
+    blocks = [
+        Block(
+            group.title,
+            [
+                Line(str(row.cell["solver"]), [entry(row) for _, entry in shown], str(row.cell["command"]), facts(row))
+                for row in group.rows
+            ],
+        )
+        for group in groups
+    ]
+    return Table("solver", [column for column, _ in shown], blocks, LEGEND)
+
+
+def _columns(rows: Sequence[Row]) -> list[Shown]:
+    several = any(row.cell.get("samples", 1) > 1 for row in rows)
+    present = {key for row in rows for key in row.scores}
+    found: list[Shown] = [
+        (Column("steps", "steps", "noise levels, as asked for"), lambda row: number(row.cell.get("steps"), 0))
+    ]
+    if several:
+        about = "samples for each image, whose mean is scored"
+        found.append((Column("samples", "samples", about), lambda row: number(row.cell.get("samples", 1), 0)))
+    for score in SCORES:
+        if score.key in present:
+            found.append((Column(score.key, score.title, score.about), _scored(score)))
+    gain = Column("gain", "gain (dB)", "PSNR minus that of the measurement")
+    residual = Column("residual", "residual", "||y - A x|| / (sigma_y sqrt m), about 1 where the noise is explained")
+    memory = Column("memory", "MB", "peak memory in megabytes, the largest of the images")
+    return [
+        *found,
+        (gain, lambda row: number(row.gain, 2, "+")),
+        (residual, lambda row: number(row.mean("residual"), 3)),
+        (Column("nfe", "NFE", "network calls for each image"), lambda row: number(row.mean("nfe"), 0)),
+        (Column("seconds", "s/image", "seconds for each image"), lambda row: significant(row.seconds)),
+        (memory, lambda row: number(row.memory, 0)),
+        (Column("images", "images", "images done, and those that failed"), _count),
+    ]
+
+
+def significant(value: float | None) -> Entry:
+    """A number with three significant digits."""
+    if not value or not math.isfinite(value):
+        return number(value, 0)
+    return number(value, max(0, 2 - math.floor(math.log10(abs(value)))))
+
+
+def _count(row: Row) -> Entry:
+    done, failed = len(row.images), len(row.failures)
+    return Entry(f"{done}, {failed} failed" if failed else str(done), done)
+
+
+def _scored(score: Score) -> Callable[[Row], Entry]:
+    def entry(row: Row) -> Entry:
+        if score.key not in row.scores:
+            return Entry()
+        it, test = row.scores[score.key], row.against_best.get(score.key)
+        about = ""
+        if test is not None:
+            ahead = score.sign * test.difference.mean
+            about = f"the best minus this, on shared images: {ahead:+.{score.digits}f}, p = {test.p_value:.2g}"
+        spread = interval(it.low, it.high, score.digits)
+        return replace(number(it.mean, score.digits), mark=row.marks.get(score.key, ""), spread=spread, about=about)
+
+    return entry
+
+
+def facts(row: Row) -> str:
+    """The solver's settings as resolved, and the cell's name in the folder of the run."""
+    resolved = next((one["solver"] for one in row.images.values() if one.get("solver")), None)
+    text = f"cell {row.cell['id']}"
+    return text if resolved is None else f"{text}, {json.dumps(resolved, ensure_ascii=False)}"
+
+
+def calibration_table(groups: Sequence[Group]) -> Table | None:
+    """Spread over error, CRPS and coverage of the rows that have calibration records; None without any."""
+    known = [(group, row, found) for group in groups for row in group.rows if (found := row.calibration)]
+    if not known:
+        return None
+    levels = sorted({level for _, _, found in known for level in found["coverage"]}, key=float)
+    heads = [
+        Column("samples", "samples", "for each image"),
+        Column("images", "images", "with calibration records"),
+        Column("ratio", "spread / error", "about 1 where the samples are calibrated"),
+        Column("crps", "CRPS", "continuous ranked probability score, smaller is better"),
+        *(Column(f"coverage {level}", f"coverage {float(level):.0%}", "of the central intervals") for level in levels),
+    ]
+    blocks: dict[str, list[Line]] = {}
+    for group, row, found in known:
+        entries = [number(row.cell.get("samples"), 0), number(found["images"], 0)]
+        entries += [number(found["spread_over_error"], 3), number(found["crps"], 5)]
+        entries += [number(found["coverage"].get(level), 3) for level in levels]
+        blocks.setdefault(group.title, []).append(Line(row.label, entries))
+    return Table("solver", heads, [Block(title, lines) for title, lines in blocks.items()], CALIBRATION_LEGEND)
+
+
+def as_csv(groups: Sequence[Group]) -> str:
+    """A line for each cell: its settings, every number unrounded, and the command that repeats it."""
+    keys = [score.key for score in SCORES if any(score.key in row.scores for group in groups for row in group.rows)]
+    return csv_text(_record(row, keys) for group in groups for row in group.rows)
+
+
+def _record(row: Row, keys: Iterable[str]) -> dict[str, Any]:
+    record: dict[str, Any] = {name: row.cell.get(name) for name in ("id", *GROUP, "solver", "steps", "samples")}
+    for key in keys:
+        it, test = row.scores.get(key), row.against_best.get(key)
+        record |= {key: it and it.mean, f"{key}_low": it and it.low, f"{key}_high": it and it.high}
+        record |= {f"{key}_mark": row.marks.get(key), f"{key}_p_against_best": test and test.p_value}
+    record |= {"gain": row.gain, "residual": row.mean("residual"), "nfe": row.mean("nfe")}
+    record |= {"seconds_per_image": row.seconds, "peak_memory_mb": row.memory}
+    return record | {"images": len(row.images), "failed": len(row.failures), "command": row.cell["command"]}
