@@ -327,6 +327,10 @@ def test_images_of_the_prior_test_a_solver(prior: Path, data: Path) -> None:
     assert "images of the prior" not in succeed(*arguments, "--samples", 4, "--simulations", 20).output  # done
     assert "--simulations 20" in run.cells[0]["command"]
     assert "several samples of each" in invoke(*arguments, "--simulations", 20).output
+    assert "--limit 1 --out" in run.cells[0]["command"]  # as many as there are
+    assert CliRunner().invoke(main, ["report", "run"]).exit_code == 0
+    text = Path("run/report/report.html").read_text()
+    assert "Images of the prior" in text and f'<td data-v="{found["p_value"]}"' in text
 
 
 def test_images_of_a_known_prior_tell_an_exact_solver_from_another() -> None:

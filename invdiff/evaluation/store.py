@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,10 +56,24 @@ def load(folder: str | Path) -> Run:
     known = {cell["id"] for cell in record["cells"]}
     last = {(line["cell"], line["image"]): line for line in _lines(folder / RESULTS) if line.get("cell") in known}
     timings = {(line["cell"], line["image"]): line for line in _lines(folder / TIMINGS)}
+    for cell in record["cells"]:
+        cell["command"] = _limited(cell, record, sum(line["cell"] == cell["id"] for line in last.values()))
     order = {cell["id"]: number for number, cell in enumerate(record["cells"])}
     results = sorted(last.values(), key=lambda line: order[line["cell"]])  # stable: images as they were appended
     simulations = {line["cell"]: line for line in _lines(folder / SIMULATIONS)}
     return Run(folder, record, results, timings, simulations)
+
+
+def _limited(cell: Line, record: Line, done: int) -> str:
+    """The command of a cell, with --limit where fewer images than the data set has were evaluated."""
+    command = str(cell.get("command", ""))
+    if done == 0 or done >= record["data"].get(cell["data"], {}).get("images", 0) or " --out " not in command:
+        return command
+    words = shlex.split(command)
+    if "--limit" in words:
+        del words[words.index("--limit") : words.index("--limit") + 2]
+    words[words.index("--out") : words.index("--out")] = ["--limit", str(done)]
+    return shlex.join(words)
 
 
 def read_record(folder: Path) -> Line | None:

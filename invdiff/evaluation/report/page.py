@@ -68,6 +68,8 @@ def report(
     sections = [("protocol", "Protocol"), ("results", "Results"), ("cost", "Quality against cost")]
     sections += [("images", "Image by image"), ("pictures", "Pictures")]
     sections += [("calibration", "Calibration")] if calibration else []
+    simulations = results.simulation_table(run)
+    sections += [("simulations", "Images of the prior")] if simulations else []
     skipped = [(str(one["what"]), str(one["reason"])) for one in run.record.get("skipped") or []]
     sections += [("failed", "Failed images")] if failures else []
     sections += [("skipped", "Left out")] if skipped else []
@@ -85,6 +87,7 @@ def report(
         cards=cards,
         gallery_notes=gallery_notes,
         calibration=calibration,
+        simulations=simulations,
         failures=failures,
         skipped=skipped,
         provenance=provenance(run, versions),

@@ -9,13 +9,18 @@ from dataclasses import replace
 from typing import Any
 
 from invdiff.evaluation.report.rows import ENOUGH, GROUP, SCORES, Group, Row, Score
-from invdiff.evaluation.report.tables import Block, Column, Entry, Line, Table, csv_text, interval, number
+from invdiff.evaluation.report.tables import BEST, Block, Column, Entry, Line, Table, csv_text, interval, number
+from invdiff.evaluation.store import Run
 
 LEGEND = (
     "In brackets: 95 % bootstrap interval of the mean over the images. {best}: the best of its group (same data, operator, "
     "noise, seed and prior) on the images that all of its rows have, rows with less than half of the images aside. {tied}: "
     "not significantly worse than the best in a signed-rank test on the images that both have, at 5 %, each pair by itself; "
     f"below {ENOUGH} images that test tells nothing, and the best alone is marked."
+)
+SIMULATION_LEGEND = (
+    "Images are drawn from the prior, measured and restored several times; for samples of the posterior the truth has every "
+    "rank among them alike. {best}: nothing speaks against that."
 )
 CALIBRATION_LEGEND = (
     "Coverage: share of the true pixel values inside the central intervals of each nominal level. Spread / error: rms "
@@ -122,6 +127,36 @@ def calibration_table(groups: Sequence[Group]) -> Table | None:
         entries += [number(found["coverage"].get(level), 3) for level in levels]
         blocks.setdefault(group.title, []).append(Line(row.label, entries))
     return Table("solver", heads, [Block(title, lines) for title, lines in blocks.items()], CALIBRATION_LEGEND)
+
+
+def simulation_table(run: Run) -> Table | None:
+    """What images of the prior itself said of the rows' samples (`invdiff.evaluation.sbc`); None without such tests."""
+    known = [(cell, run.simulations[cell["id"]]) for cell in run.cells if cell["id"] in run.simulations]
+    if not known:
+        return None
+    heads = [
+        Column("draws", "images", "drawn from the prior"),
+        Column("samples", "samples", "of each"),
+        Column("p", "p-value", "of all quantities together, if the samples were of the posterior"),
+        Column(
+            "bias", "largest bias", "of a quantity's ranks from the middle, in ranks' range; above 0: samples too small"
+        ),
+        Column("spread", "widest spread", "of the quantity farthest from 1; above 1: samples too narrow, or biased"),
+        Column("worst", "clearest in", "the quantity of the smallest p-value"),
+    ]
+    blocks: dict[str, list[Line]] = {}
+    for cell, found in known:
+        quantities = found["quantities"]
+        bias = max((one["bias"] for one in quantities.values()), key=abs)
+        spread = max((one["spread"] for one in quantities.values()), key=lambda value: abs(math.log(max(value, 1e-9))))
+        worst = min(quantities, key=lambda name: quantities[name]["p_value"])
+        p_value = Entry(f"{found['p_value']:.2g}", found["p_value"], mark=BEST if found["calibrated"] else "")
+        entries = [number(found["draws"], 0), number(found["samples"], 0), p_value]
+        entries += [number(bias, 3, "+"), number(spread, 2), Entry(worst)]
+        title = ", ".join(str(cell[key]) for key in ("operator", "noise", "prior", "seed"))
+        name = f"{cell['solver']}, {cell['steps']} steps" if cell.get("steps") else str(cell["solver"])
+        blocks.setdefault(title, []).append(Line(name, entries, str(cell["command"])))
+    return Table("solver", heads, [Block(title, lines) for title, lines in blocks.items()], SIMULATION_LEGEND)
 
 
 def as_csv(groups: Sequence[Group]) -> str:
