@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "invdiff.cli.sample:sample",
     "operators": "invdiff.cli.operators:operators",
     "solvers": "invdiff.cli.solvers:solvers",
+    "tune": "invdiff.cli.tune:tune",
     "validate": "invdiff.cli.validate:validate",
     "prior": "invdiff.cli.prior:prior",
 }
