@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ def identity(prior: Mapping[str, Any]) -> dict[str, Any]:
     return {key: prior[key] for key in keys} if "sha256" in keys else dict(prior)
 
 
-def load_preset(path: str | Path) -> Preset:
+def load_preset(path: str | os.PathLike[str]) -> Preset:
     """The preset in a file, whose `solver` is ready to run.
 
     Raises UsageError that names the file and the key: not a preset, of another format, an unknown or missing key, a

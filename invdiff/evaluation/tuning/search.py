@@ -252,7 +252,7 @@ def _trials(study: Any) -> list[Trial]:
     """The finished trials besides the defaults, in order."""
     from optuna.trial import TrialState
 
-    found = []
+    found: list[Trial] = []
     for frozen in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
         told = dict(frozen.user_attrs)
         if told.pop("defaults", False):
