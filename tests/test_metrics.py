@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
 import skimage.data
 import torch
+from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from invdiff.errors import NumericalError, UsageError
@@ -56,6 +58,75 @@ def test_ssim_comparison_notices_a_wrong_constant(monkeypatch, attribute, wrong)
     x, reference = photograph_pair("camera")
     monkeypatch.setattr(metrics, attribute, wrong)
     assert abs(ssim(x, reference) - by_scikit_image(x, reference)) > 1e-6
+
+
+KINDS = list(product((1, 3), (False, True), (0, 2, 4), (False, True)))
+
+
+def drawn_pair(index):
+    """A random pair of one of KINDS: (x, reference, settings), float32 as restorations are."""
+    rng = np.random.default_rng(index)
+    channels, eight_bit, border, y_channel = KINDS[index % len(KINDS)]
+    settings = {"eight_bit": eight_bit, "border": border, "y_channel": y_channel}
+    height, width = (int(n) + 2 * border for n in rng.integers(11, 40, 2))
+    smooth = np.cumsum(rng.standard_normal((1, channels, height, width)), -1) * 0.1 + 0.5
+    noisy = smooth + rng.uniform(0.003, 0.4) * rng.standard_normal(smooth.shape)  # beyond [0, 1] too
+    return (*(torch.from_numpy(image).float() for image in (noisy, smooth.clip(0, 1))), settings)
+
+
+def prepared_by_scikit_image(image, eight_bit, border, y_channel):
+    """(H, W) or (H, W, 3) float64, with nothing of this package in it."""
+    array = np.clip(image[0].double().numpy().transpose(1, 2, 0), 0, 1)
+    array = np.round(array * 255) / 255 if eight_bit else array
+    array = rgb2ycbcr(array)[:, :, 0] / 255 if y_channel and array.shape[2] == 3 else array
+    return array[border : array.shape[0] - border, border : array.shape[1] - border].squeeze()
+
+
+def difference_from_scikit_image(index):
+    x, reference, settings = drawn_pair(index)
+    a, b = (prepared_by_scikit_image(image, **settings) for image in (x, reference))
+    arguments = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    similarity = structural_similarity(a, b, channel_axis=2 if a.ndim == 3 else None, **arguments)
+    ratio = peak_signal_noise_ratio(b, a, data_range=1)
+    return max(
+        abs(float(ssim(x, reference, **settings)) - similarity), abs(float(psnr(x, reference, **settings)) - ratio)
+    )
+
+
+def test_a_hundred_random_pairs_equal_scikit_image():
+    """Grey and colour, rounded or not, cropped or not, all channels or luma. Far below the 1e-6 that would do."""
+    assert max(map(difference_from_scikit_image, range(100))) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "attribute, wrong",
+    [
+        ("LUMA", (0.299 * 255, 0.587 * 255, 0.114 * 255)),  # full swing, as JPEG has it
+        ("LUMA", (24.966, 128.553, 65.481)),  # BGR
+        ("clipped", lambda image, eight_bit=False: image.double()),
+        ("cropped", lambda image, border: image[..., border:, border:]),
+    ],
+)
+def test_the_hundred_pairs_notice_another_protocol(monkeypatch, attribute, wrong):
+    monkeypatch.setattr(metrics, attribute, wrong)
+    assert max(map(difference_from_scikit_image, range(len(KINDS)))) > 1e-6
+
+
+def test_luma_needs_colours_it_knows():
+    x = torch.rand(1, 4, 16, 16)
+    with pytest.raises(UsageError, match="RGB or grey images, got 4 channels"):
+        psnr(x, x, y_channel=True)
+    grey = torch.rand(1, 1, 16, 16)
+    assert torch.equal(psnr(grey, 0.9 * grey, y_channel=True), psnr(grey, 0.9 * grey))
+
+
+@pytest.mark.parametrize("border", [-1, 8, 1.5])
+def test_a_border_leaves_something_to_compare(border):
+    x = torch.rand(1, 3, 16, 20)
+    with pytest.raises(UsageError, match=f"border must be 0 to 7 whole pixels for images of 16 x 20, got {border}"):
+        psnr(x, x, border=border)
+    with pytest.raises(UsageError, match="at least 11 x 11 pixels, got 10 x 14"):
+        ssim(x, x, border=3)
 
 
 @pytest.mark.parametrize("name", ["astronaut", "colour noise"])
