@@ -25,6 +25,7 @@ COMMANDS = {
     "operators": "invdiff.cli.operators:operators",
     "solvers": "invdiff.cli.solvers:solvers",
     "tune": "invdiff.cli.tune:tune",
+    "compare-deepinv": "invdiff.cli.compare_deepinv:compare_deepinv",
     "validate": "invdiff.cli.validate:validate",
     "prior": "invdiff.cli.prior:prior",
 }

@@ -104,8 +104,8 @@ def tune(
     Every trial is kept in FILE.journal: after Ctrl-C the same command goes on, and with more --trials it goes further.
     Needs optuna: pip install 'invdiff[tune]'.
     """
+    from invdiff.evaluation.pictures import read_pictures
     from invdiff.evaluation.tuning import outcome, search, sets
-    from invdiff.evaluation.tuning.data import read_pictures
     from invdiff.noise import noise_model
     from invdiff.plugins import absolute
     from invdiff.problem import resolve_operator
@@ -123,7 +123,7 @@ def tune(
     chosen.check(A)
     network = resolve_prior(prior, device, precision)
     judge = search.Judge(A, model, network, metric, samples or (4 if metric == "crps" else 1), seed)
-    pictures = read_pictures(data, A, model, network, crop=crop, limit=limit, seed=seed)
+    pictures = read_pictures(data, A, model, network, crop=crop, limit=limit, seed=seed, fewest=2)
     for path, why in pictures.failed:
         click.echo(errors.about(Path(path), why), err=True)
     if restart:
@@ -193,9 +193,13 @@ def _report(result: Outcome) -> str:
         every = [(key, part.defaults[key], part.tuned[key], gain) for key, gain in part.gains.items()]
         every += [(f"mean, {part.wins} better", means["default"], means["tuned"], part.gain)]
         rows += [(name, key, f"{before:.4f}", f"{after:.4f}", f"{gain:+.4f}") for key, before, after, gain in every]
-    lines.append(tables.table(("pictures", "image", f"default ({unit})", "tuned", "gain"), rows))
+    lines += [tables.table(("pictures", "image", f"default ({unit})", "tuned", "gain"), rows), ""]
+    for name, part in parts if result.found.best else []:
+        if len(part.gains) > 1:
+            low, high = part.interval.low, part.interval.high
+            lines.append(f"gain on the pictures {name}: {part.gain:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}")
     if best := result.found.best:
-        lines.append(f"\nseconds an image: default {result.found.seconds:.2f}, tuned {best.seconds:.2f}")
+        lines.append(f"seconds an image: default {result.found.seconds:.2f}, tuned {best.seconds:.2f}")
     if result.found.best is None:
         lines.append("\nNo trial beat the defaults: the preset holds the defaults (better: false).")
     elif not result.better:

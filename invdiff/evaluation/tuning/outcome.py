@@ -10,12 +10,13 @@ from typing import Any
 
 from invdiff import solvers
 from invdiff.errors import UsageError
+from invdiff.evaluation.pictures import Picture, Pictures, batches
+from invdiff.evaluation.statistics import Interval, mean_interval
 from invdiff.problem import Problem
 from invdiff.solution import package_versions
 from invdiff.solvers.base import Solver
 from invdiff.solvers.presets import Preset, identity
 
-from .data import Picture, Pictures, batches
 from .search import SIGNS, Found, Judge, Trial, search
 from .space import Dimension, space
 
@@ -38,13 +39,25 @@ class Part:
         """The mean of the gains."""
         return statistics.fmean(self.gains.values())
 
+    @property
+    def interval(self) -> Interval:
+        """The mean of the gains with its 95 % interval; NaN for one picture."""
+        return mean_interval(list(self.gains.values()))
+
     def record(self) -> dict[str, Any]:
         """Plain data for the preset."""
         images = {
             key: {"default": round(self.defaults[key], 6), "tuned": round(self.tuned[key], 6)} for key in self.defaults
         }
         means = {name: round(statistics.fmean(s.values()), 6) for name, s in self._both().items()}
-        return {**means, "gain": round(self.gain, 6), "better": self.wins, "images": images}
+        ends = [round(end, 6) for end in (self.interval.low, self.interval.high)]
+        return {
+            **means,
+            "gain": round(self.gain, 6),
+            "interval": ends if len(images) > 1 else None,
+            "better": self.wins,
+            "images": images,
+        }
 
     @property
     def wins(self) -> str:

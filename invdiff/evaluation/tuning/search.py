@@ -22,13 +22,13 @@ import torch
 
 from invdiff.errors import NumericalError, UsageError, unknown
 from invdiff.evaluation.metrics import crps, psnr, ssim
+from invdiff.evaluation.pictures import Picture, batches
 from invdiff.noise import NoiseModel
 from invdiff.operator import Operator
 from invdiff.priors.base import Prior
 from invdiff.restoration import default_batch_size, restore
 from invdiff.solvers.base import Solver
 
-from .data import Picture, batches
 from .space import Dimension, with_settings
 
 SIGNS = {"psnr": 1, "ssim": 1, "crps": -1}

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.errors import ImageError, UsageError
+from invdiff.evaluation.pictures import file_hash
 from invdiff.images import list_images
 from invdiff.settings_files import read_settings
-
-from .data import file_hash
 
 KNOWN = {
     *("bsd68", "cbsd68", "bsd100", "set5", "set12", "set14", "kodak", "kodak24", "mcmaster", "urban100", "manga109"),

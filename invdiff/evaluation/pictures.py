@@ -1,4 +1,4 @@
-"""The pictures that a search scores on: read, cropped, measured once, and split into two parts."""
+"""The pictures of a folder, read, cropped and measured: what tuning and comparisons score on."""
 
 from __future__ import annotations
 
@@ -70,15 +70,16 @@ def read_pictures(
     crop: int | None = None,
     limit: int | None = None,
     seed: int = 0,
+    fewest: int = 1,
 ) -> Pictures:
     """The first `limit` images of a folder, their middle `crop` x `crop` pixels, as prior and operator can take them.
 
     Grey and colour are matched to the prior. A file that cannot be used is left out and told in `failed`.
-    Raises ImageError for a folder without images, UsageError if fewer than two of them can be used.
+    Raises ImageError for a folder without images, UsageError if fewer than `fewest` of them can be used.
     """
     root = Path(folder)
     if root.exists() and not root.is_dir():
-        raise UsageError(f"data={root}: is a file; name a folder of at least two images")
+        raise UsageError(f"data={root}: is a file; name a folder")
     usable: list[Picture] = []
     failed: list[tuple[str, str]] = []
     for path in list_images(root)[:limit]:
@@ -90,11 +91,10 @@ def read_pictures(
             failed.append((str(path), str(error)))
             continue
         usable.append(Picture(key, file_hash(path), truth, y))
-    if len(usable) < 2:
+    if len(usable) < fewest:
         why = f": {failed[0][1]}" if failed else ""
         raise UsageError(
-            f"data={root}: {len(usable)} of {len(usable) + len(failed)} images can be used{why}; give at least two, "
-            "and better ten: settings found on one picture say nothing of the next"
+            f"data={root}: {len(usable)} of {len(usable) + len(failed)} images can be used{why}; give at least {fewest}"
         )
     return Pictures(root, tuple(usable), crop, tuple(failed))
 
