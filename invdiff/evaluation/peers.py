@@ -180,9 +180,7 @@ def references(rows: Iterable[Row]) -> dict[int, Row]:
     return found
 
 
-def _row(
-    method: str, calls: int, pictures: Sequence[Picture], run: Callable[[Picture], Restored]
-) -> Row:
+def _row(method: str, calls: int, pictures: Sequence[Picture], run: Callable[[Picture], Restored]) -> Row:
     made = 0
     scores: dict[str, dict[str, float]] = {"psnr": {}, "ssim": {}, "seconds": {}}
     failed = {}
@@ -213,9 +211,7 @@ def _seen(picture: Picture) -> Restored:
     return image[None], 0, "measurement"
 
 
-def _ours(
-    given: tuple[Operator, NoiseModel, Prior], spec: str, calls: int, seed: int, picture: Picture
-) -> Restored:
+def _ours(given: tuple[Operator, NoiseModel, Prior], spec: str, calls: int, seed: int, picture: Picture) -> Restored:
     operator, noise, prior = given
     solution = invdiff.restore(
         picture.y[None], operator, noise, prior=prior, solver=spec, steps=calls, seed=seed, ids=[picture.key]
@@ -223,9 +219,7 @@ def _ours(
     return solution.mean, solution.nfe, f"auto ({solution.solver['name']})" if spec == "auto" else spec
 
 
-def _theirs(
-    given: tuple[Operator, NoiseModel, Prior], name: str, calls: int, seed: int, picture: Picture
-) -> Restored:
+def _theirs(given: tuple[Operator, NoiseModel, Prior], name: str, calls: int, seed: int, picture: Picture) -> Restored:
     operator, noise, prior = given
     import deepinv
 
@@ -236,9 +230,11 @@ def _theirs(
     if name == "ddrm" and not hasattr(physics, "mask"):
         raise PeerError("takes a DecomposablePhysics with a mask of singular values only")
     counted = CountedPrior(prior)
+    devices = [prior.device] if prior.device.type == "cuda" else []
     try:
-        # Seed 0 is no seed for deepinv.
-        restored = PEERS[name](counted.to_deepinv(), physics, picture.y[None].to(prior.device), calls, seed + 1)
+        # It seeds the global generators, which are nobody's business, and takes seed 0 for none.
+        with torch.random.fork_rng(devices):
+            restored = PEERS[name](counted.to_deepinv(), physics, picture.y[None].to(prior.device), calls, seed + 1)
     except Exception as error:  # somebody else's code: its failure is a result
         raise PeerError(f"{type(error).__name__}: {error}") from error
     return restored, counted.calls, f"deepinv {name}"

@@ -166,11 +166,12 @@ def tune(
     searched_on, kept = pictures.split(judge.seed)
     problem = Problem.from_measurement(searched_on[0].y[None], judge.operator, judge.noise)
     dimensions = space(solver, problem, judge.prior, fixed or {}, only)
+    described = judge.prior.describe()
     setup = {
         "solver": solver.spec,
         "operator": judge.operator.spec,
         "noise": judge.noise.spec,
-        "prior": identity(judge.prior.describe()),
+        "prior": {**identity(described), "precision": described.get("precision")},
         "metric": judge.metric,
         "samples": judge.samples,
         "seed": judge.seed,

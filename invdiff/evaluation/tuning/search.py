@@ -36,7 +36,11 @@ SIGNS = {"psnr": 1, "ssim": 1, "crps": -1}
 MOST_PSNR = 100.0
 """dB that an image without any error counts."""
 RANDOM_TRIALS = 10
+"""Trials, the defaults among them, before Optuna learns from them."""
 UNPRUNED = 5
+"""Finished trials before any is given up."""
+MOST_TOGETHER = 4
+"""Images of a batch: in larger ones a hopeless trial would have restored all of them before anybody looks."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +64,7 @@ class Judge:
     @property
     def batch_size(self) -> int:
         """Images that run together."""
-        return max(1, default_batch_size(self.prior.device) // self.samples)
+        return min(MOST_TOGETHER, max(1, default_batch_size(self.prior.device) // self.samples))
 
     def scores(self, solver: Solver, pictures: Sequence[Picture]) -> dict[str, float]:
         """Picture key -> score, of pictures of one shape."""
