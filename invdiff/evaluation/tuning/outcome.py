@@ -175,7 +175,7 @@ def tune(
         "metric": judge.metric,
         "samples": judge.samples,
         "seed": judge.seed,
-        "data": f"{pictures.folder} ({pictures.fingerprint})",
+        "data": f"of {len(pictures.usable)} images ({pictures.fingerprint})",
         "space": {dimension.name: str(dimension) for dimension in dimensions},
     }
     found = search(judge, solver, dimensions, searched_on, trials=trials, setup=setup, journal=journal, advance=advance)
