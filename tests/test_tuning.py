@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
@@ -59,8 +60,13 @@ def tuned(solver: str = "diffpir", trials: int = 12, count: int = 4, **options: 
 
 
 def dimensions(solver: str, fixed: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> dict[str, space.Dimension]:
+    """The whole space, the route included, unless `only` says."""
     problem = Problem.from_measurement(pictures().usable[0].y[None], BLUR, NOISE)
-    return {d.name: d for d in space.space(solvers.get(solver), problem, gaussian(), fixed, only)}
+    found = {d.name: d for d in space.space(solvers.get(solver), problem, gaussian(), fixed, only)}
+    for name in space.ROUTE if not only else ():
+        with contextlib.suppress(UsageError):  # fixed, or not of this solver
+            found |= {d.name: d for d in space.space(solvers.get(solver), problem, gaussian(), fixed, [name])}
+    return found
 
 
 # --- the space ---
@@ -105,6 +111,9 @@ def test_no_setting_takes_more_calls_than_the_defaults(name: str) -> None:
 
 def test_only_and_fix_narrow_the_space() -> None:
     assert list(dimensions("diffpir", only=("lam",))) == ["lam"]
+    problem = Problem.from_measurement(pictures().usable[0].y[None], BLUR, NOISE)
+    usual = [d.name for d in space.space(solvers.get("diffpir"), problem, gaussian())]
+    assert usual == ["sigma_max", "sigma_min", "zeta", "lam"]
     assert "lam" not in dimensions("diffpir", fixed=("lam",))
     with pytest.raises(UsageError, match=r"to search: 'lamb'. Did you mean 'lam'"):
         dimensions("diffpir", only=("lamb",))

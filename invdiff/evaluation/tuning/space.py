@@ -7,7 +7,8 @@
     zero without upper bound    from 0 to 1
     sigma_max, sigma_min        as positive numbers around the levels that the solver visits, inside the prior's
 
-`steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost more network calls
+What decides the route (ROUTE) is searched only where it is asked for: most changes there ruin a method, and each would take
+trials to learn that. `steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost more network calls
 leaves fewer steps: every trial pays the calls of the defaults, no more.
 """
 
@@ -25,6 +26,7 @@ from invdiff.problem import Problem
 from invdiff.solvers.base import Solver
 
 BUDGET = "steps"
+ROUTE = ("spacing", "initial", "transition")
 DIGITS = 3
 
 
@@ -78,7 +80,8 @@ class Dimension:
 def space(
     solver: Solver, problem: Problem, prior: Prior, fixed: Collection[str] = (), only: Iterable[str] = ()
 ) -> list[Dimension]:
-    """The dimensions to search for this solver, around its settings; fixed: names to leave out; only: to keep, if any.
+    """The dimensions to search for this solver, around its settings; fixed: names to leave out; only: to keep, if any;
+    else all but ROUTE.
 
     problem: any one of those to be solved. Raises UsageError for a name in `only` that cannot be searched, and if nothing
     is left.
@@ -96,10 +99,12 @@ def space(
     for name in only:
         if name not in found:
             raise unknown(f"parameter of {solver.name} to search:", name, found)
-    kept = [found[name] for name in dict.fromkeys(only)] or list(found.values())
+    kept = [found[name] for name in dict.fromkeys(only)] or [found[name] for name in found if name not in ROUTE]
     if not kept:
         given = f" besides {', '.join(sorted(fixed))}" if fixed else ""
-        raise UsageError(f"{solver.name} has nothing to tune{given}; leave out a --fix, or take another solver")
+        raise UsageError(
+            f"{solver.name} has nothing to tune{given}; leave out a --fix, name one of its route (--only spacing), or take another solver"
+        )
     return kept
 
 
