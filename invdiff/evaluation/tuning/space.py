@@ -8,8 +8,8 @@
     sigma_max, sigma_min        as positive numbers around the levels that the solver visits, inside the prior's
 
 What decides the route (ROUTE) is searched only where it is asked for: most changes there ruin a method, and each would take
-trials to learn that. `steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost more network calls
-leaves fewer steps: every trial pays the calls of the defaults, no more.
+trials to learn that. `steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost
+more network calls leaves fewer steps: every trial pays the calls of the defaults, no more.
 """
 
 from __future__ import annotations
