@@ -103,7 +103,8 @@ def space(
     if not kept:
         given = f" besides {', '.join(sorted(fixed))}" if fixed else ""
         raise UsageError(
-            f"{solver.name} has nothing to tune{given}; leave out a --fix, name one of its route (--only spacing), or take another solver"
+            f"{solver.name} has nothing to tune{given}; leave out a --fix, search its route (--only spacing), or take "
+            "another solver"
         )
     return kept
 
