@@ -5,7 +5,7 @@
     a positive number           from a tenth to ten times its default, evenly in its logarithm
     a whole number              from its lower bound (or 1) to four times its default
     zero without upper bound    from 0 to 1
-    sigma_max, sigma_min        as positive numbers around the levels that the solver visits, inside the prior's
+    sigma_max, sigma_min        from a quarter to four times the levels that the solver visits, inside the prior's
 
 What decides the route (ROUTE) is searched only where it is asked for: most changes there ruin a method, and each would take
 trials to learn that. `steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost
@@ -44,7 +44,7 @@ class Dimension:
     @property
     def log(self) -> bool:
         """Whether numbers are drawn evenly in their logarithm."""
-        return not self.whole and self.low > 0 and self.high / self.low >= 10
+        return not self.whole and self.low > 0 and self.high / self.low >= 4
 
     @property
     def holds_default(self) -> bool:
@@ -119,7 +119,7 @@ def _dimension(declared: Declaration, default: Any, solver: Solver, prior: Prior
     if declared.kind not in (float, whole, int, fraction) or default is None:
         return None
     if name in ("sigma_max", "sigma_min"):
-        low, high = max(prior.sigma_min, default / 10), min(prior.sigma_max, default * 10)
+        low, high = max(prior.sigma_min, default / 4), min(prior.sigma_max, default * 4)
         return Dimension(name, default, low=low, high=high) if low < high else None
     bottom = declared.low if declared.low is not None else declared.above
     if declared.kind in (whole, int):
