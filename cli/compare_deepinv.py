@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -59,6 +58,7 @@ def compare_deepinv(
     from invdiff.evaluation.pictures import read_pictures
     from invdiff.images import write_json
     from invdiff.noise import noise_model
+    from invdiff.plugins import absolute
     from invdiff.problem import resolve_operator
     from invdiff.restoration import resolve_prior
     from invdiff.solution import package_versions
@@ -83,10 +83,15 @@ def compare_deepinv(
         click.echo(tables.table(comparing.HEAD, [row.cells(first[row.calls]) for row in rows], wrapped=0))
         click.echo(f"\n{comparing.NOTE}")
     if json_file is not None:
+        words = ["invdiff", "compare-deepinv", "--data", data, "--operator", absolute(operator), "--noise", noise]
+        several = (("--calls", calls), ("--solver", specs), ("--peer", names))
+        words += [word for option, values in several for value in values for word in (option, str(value))]
+        for option, value in (("--limit", limit), ("--crop", crop), ("--prior", prior), ("--seed", seed)):
+            words += [] if value is None else [option, str(value)]
         record = {
             "kind": "invdiff compare-deepinv",
             "format": 1,
-            "command": shlex.join(["invdiff", *sys.argv[1:]]),
+            "command": shlex.join(words),
             "operator": A.spec,
             "noise": model.spec,
             "seed": seed,

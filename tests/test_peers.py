@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,10 @@ def test_the_command_prints_a_table_and_writes_every_number(tmp_path: Path, monk
     assert [row["method"] for row in record["rows"]][::2] == ["measurement", "deepinv diffpir"]
     assert set(record["rows"][2]["psnr"]["images"]) == {"0.png", "1.png"} and record["data"]["images"] == 2
     assert record["rows"][2]["psnr_difference"]["to"].startswith("auto (") and record["prior"]["sha256"]
+    again = [*shlex.split(record["command"])[1:], "--precision", "fp32", "--device", "cpu", "--json", "again.json"]
+    assert invoke(*again).exit_code == 1
+    both = [[row["psnr"] for row in json.loads(Path(name).read_text())["rows"]] for name in ("c.json", "again.json")]
+    assert both[0] == both[1]
     result = invoke(*command, "--peer", "dpss")
     assert result.exit_code == 2 and "unknown peer" in result.stderr
 
