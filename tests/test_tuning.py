@@ -60,10 +60,10 @@ def tuned(solver: str = "diffpir", trials: int = 12, count: int = 4, **options: 
 
 
 def dimensions(solver: str, fixed: tuple[str, ...] = (), only: tuple[str, ...] = ()) -> dict[str, space.Dimension]:
-    """The whole space, the route included, unless `only` says."""
+    """The whole space, with what is searched only where it is asked for, unless `only` says."""
     problem = Problem.from_measurement(pictures().usable[0].y[None], BLUR, NOISE)
     found = {d.name: d for d in space.space(solvers.get(solver), problem, gaussian(), fixed, only)}
-    for name in space.ROUTE if not only else ():
+    for name in [d.name for d in declarations(solvers.REGISTRY[solver.partition(":")[0]])] if not only else ():
         with contextlib.suppress(UsageError):  # fixed, or not of this solver
             found |= {d.name: d for d in space.space(solvers.get(solver), problem, gaussian(), fixed, [name])}
     return found

@@ -7,8 +7,9 @@
     zero without upper bound    from 0 to 1
     sigma_max, sigma_min        from a quarter to four times the levels that the solver visits, inside the prior's
 
-What decides the route (ROUTE) is searched only where it is asked for: most changes there ruin a method, and each would take
-trials to learn that. `steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost
+What is declared with `search=False` is searched only where it is asked for: the route from noise to image (spacing, initial,
+transition), where most changes ruin a method, and what only buys accuracy with time, such as the iterations of a linear
+solver. `steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost
 more network calls leaves fewer steps: every trial pays the calls of the defaults, no more.
 """
 
@@ -26,7 +27,6 @@ from invdiff.problem import Problem
 from invdiff.solvers.base import Solver
 
 BUDGET = "steps"
-ROUTE = ("spacing", "initial", "transition")
 DIGITS = 3
 
 
@@ -81,14 +81,14 @@ def space(
     solver: Solver, problem: Problem, prior: Prior, fixed: Collection[str] = (), only: Iterable[str] = ()
 ) -> list[Dimension]:
     """The dimensions to search for this solver, around its settings; fixed: names to leave out; only: to keep, if any;
-    else all but ROUTE.
+    else all that are declared to be searched.
 
     problem: any one of those to be solved. Raises UsageError for a name in `only` that cannot be searched, and if nothing
     is left.
     """
     levels = solver.levels(problem, prior)
     visited = {"sigma_max": float(levels[0]), "sigma_min": float(levels[-1])}
-    found = {}
+    found, unasked = {}, set()
     for declaration in declarations(type(solver)):
         current = getattr(solver, declaration.name)
         if current is None and declaration.name in visited:
@@ -96,15 +96,16 @@ def space(
         made = None if declaration.name in (BUDGET, *fixed) else _dimension(declaration, current, solver, prior)
         if made is not None:
             found[made.name] = made
+            unasked |= {made.name} if declaration.search else set()
     for name in only:
         if name not in found:
             raise unknown(f"parameter of {solver.name} to search:", name, found)
-    kept = [found[name] for name in dict.fromkeys(only)] or [found[name] for name in found if name not in ROUTE]
+    kept = [found[name] for name in dict.fromkeys(only)] or [found[name] for name in found if name in unasked]
     if not kept:
         given = f" besides {', '.join(sorted(fixed))}" if fixed else ""
         raise UsageError(
-            f"{solver.name} has nothing to tune{given}; leave out a --fix, search its route (--only spacing), or take "
-            "another solver"
+            f"{solver.name} has nothing to tune{given}; leave out a --fix, ask for one with --only (such as spacing), "
+            "or take another solver"
         )
     return kept
 
