@@ -13,8 +13,8 @@ from pathlib import Path
 
 from invdiff import operators
 from invdiff.atomic import atomic_path
+from invdiff.evaluation.measured import read_pictures
 from invdiff.evaluation.peers import HEAD, NOTE, PEERS, compare, references
-from invdiff.evaluation.pictures import read_pictures
 from invdiff.images import write_json
 from invdiff.noise import noise_model
 from invdiff.restoration import resolve_prior

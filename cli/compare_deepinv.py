@@ -55,7 +55,7 @@ def compare_deepinv(
     All get the same network, operator, measurements and number of calls; deepinv's keep its own defaults otherwise.
     """
     from invdiff.evaluation import peers as comparing
-    from invdiff.evaluation.pictures import read_pictures
+    from invdiff.evaluation.measured import read_pictures
     from invdiff.images import write_json
     from invdiff.noise import noise_model
     from invdiff.plugins import absolute

@@ -24,6 +24,7 @@ COMMANDS = {
     "sample": "invdiff.cli.sample:sample",
     "operators": "invdiff.cli.operators:operators",
     "solvers": "invdiff.cli.solvers:solvers",
+    "evaluate": "invdiff.cli.evaluate:evaluate",
     "tune": "invdiff.cli.tune:tune",
     "compare-deepinv": "invdiff.cli.compare_deepinv:compare_deepinv",
     "validate": "invdiff.cli.validate:validate",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from invdiff.device import PRECISION_NAMES
 from invdiff.evaluation.comparison import Comparison, compare, fit_reference
 
 from . import errors, files
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from invdiff.solution import Solution
     from invdiff.solvers.base import Solver
     from invdiff.solvers.presets import Preset
-
-PRECISION_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 @dataclass(frozen=True)

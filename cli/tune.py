@@ -65,7 +65,11 @@ invdiff tune --data photos/ --operator inpaint:keep=0.3 --noise 0.05 --solver dd
 @options.hardware_options
 @click.option("-o", "--out", metavar="FILE.yaml", required=True, help="The preset; beside it FILE.journal, the trials.")
 @click.option(
-    "--suite", "suites", metavar="FILE|RUN", multiple=True, help="Also refuse pictures of this suite's or run's data."
+    "--suite",
+    "suites",
+    metavar="NAME|FILE|RUN",
+    multiple=True,
+    help="Also refuse pictures of this suite's or run's data.",
 )
 @click.option("--allow-test-set", is_flag=True, help="Warn of pictures of a test set instead of refusing them.")
 @click.option("--restart", is_flag=True, help="Throw the trials in FILE.journal away.")
@@ -104,7 +108,7 @@ def tune(
     Every trial is kept in FILE.journal: after Ctrl-C the same command goes on, and with more --trials it goes further.
     Needs optuna: pip install 'invdiff[tune]'.
     """
-    from invdiff.evaluation.pictures import read_pictures
+    from invdiff.evaluation.measured import read_pictures
     from invdiff.evaluation.tuning import outcome, search, sets
     from invdiff.noise import noise_model
     from invdiff.plugins import absolute

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from invdiff import operators, priors, solvers
     from invdiff.errors import InvdiffError, UsageError
+    from invdiff.evaluation.api import evaluate
     from invdiff.operator import Operator
     from invdiff.priors import load_prior
     from invdiff.priors.base import Prior
@@ -30,6 +31,7 @@ _PUBLIC = {
     "Schedule": "invdiff.schedule",
     "Solution": "invdiff.solution",
     "degrade": "invdiff.restoration",
+    "evaluate": "invdiff.evaluation.api",
     "load_prior": "invdiff.priors",
     "restore": "invdiff.restoration",
     "states": "invdiff.restoration",
@@ -37,7 +39,7 @@ _PUBLIC = {
 _MODULES = ("operators", "priors", "solvers")
 
 __all__ = [
-    "InvdiffError", "Operator", "Prior", "Problem", "Schedule", "Solution", "UsageError", "degrade", "load_prior",
+    "InvdiffError", "Operator", "Prior", "Problem", "Schedule", "Solution", "UsageError", "degrade", "evaluate", "load_prior",
     "operators", "priors", "restore", "solvers", "states",
 ]  # fmt: skip
 

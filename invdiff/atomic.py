@@ -43,7 +43,7 @@ def _rename_all(files: Sequence[tuple[Path, Path]]) -> None:
     try:
         for (temporary, target), (_, older, existed) in zip(files, kept, strict=True):
             tried += 1
-            with _explained(target):
+            with explained(target):
                 if existed:
                     os.replace(target, older)
                 os.replace(temporary, target)
@@ -64,7 +64,7 @@ def _remove(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: str | os.PathLike[str]) -> Iterator[None]:
+def explained(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -84,7 +84,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target, pending = Path(os.path.realpath(path)), _pending.get()
     temporary = target.with_name(f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}")
     try:
-        with _explained(path):
+        with explained(path):
             if target.is_dir():
                 raise IsADirectoryError(errno.EISDIR, "it is a folder")
             target.parent.mkdir(parents=True, exist_ok=True)

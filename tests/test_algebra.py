@@ -299,7 +299,7 @@ def test_records_list_the_links() -> None:
 
 
 def test_a_chain_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_cli import picture, tiny_prior
+    from tiny import picture, tiny_prior
 
     monkeypatch.chdir(tmp_path)
     picture(tmp_path / "x.png", shape=(3, 24, 32))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from tiny import picture, tiny_prior
 
 from invdiff.cli.main import COMMANDS, main
 from invdiff.images import read_image, write_image
@@ -29,16 +30,6 @@ def succeed(*arguments: object) -> Result:
     return result
 
 
-def tiny_prior(folder: Path, channels: int = 3) -> Path:
-    from invdiff.training.checkpoint import export_pipeline
-    from invdiff.training.config import TrainingConfig
-    from invdiff.training.network import build_network, build_scheduler
-
-    config = TrainingConfig(channels=channels, widths=(8, 16), groups=4, crops=(16,), pixels=256)
-    folder.mkdir()
-    return export_pipeline(build_network(config), build_scheduler(config), config, folder)
-
-
 @pytest.fixture(scope="module")
 def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_prior(tmp_path_factory.mktemp("priors") / "tiny")
@@ -51,13 +42,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for index, name in enumerate(("a.png", "b.png", "more/c.png")):
         picture(tmp_path / "clean" / name, index)
     return tmp_path
-
-
-def picture(path: Path, index: int = 0, shape: tuple[int, int, int] = (3, 24, 32)) -> Path:
-    rows, columns = torch.meshgrid(torch.arange(shape[1]), torch.arange(shape[2]), indexing="ij")
-    planes = [0.5 + 0.3 * torch.sin(rows / (3 + index + c) + columns / 4.0) for c in range(shape[0])]
-    write_image(path, torch.stack(planes))
-    return path
 
 
 def load(path: str | Path) -> torch.Tensor:

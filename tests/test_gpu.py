@@ -9,6 +9,8 @@ import torch
 
 import invdiff
 from invdiff import operators, samplers, solvers
+from invdiff.evaluation import calibration
+from invdiff.evaluation.protocol import Protocol
 from invdiff.generation import sample
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.training.config import TrainingConfig
@@ -115,3 +117,14 @@ def test_sampling_agrees_with_the_cpu(name: str, folder: Path) -> None:
         for device in ("cpu", "cuda")
     }
     torch.testing.assert_close(on["cuda"], on["cpu"], rtol=0, atol=2e-2)
+
+
+def test_scores_and_calibration_are_those_of_the_cpu() -> None:
+    draws = torch.rand(6, 3, 3, 40, 32, generator=torch.Generator().manual_seed(0))
+    samples, truth = draws[1:], draws[0]
+    protocol = Protocol(y_channel=True, border=2)
+    expected, found = (protocol.scores(samples[0].to(d), truth.to(d)) for d in ("cpu", "cuda"))
+    for one, other in zip(expected, found, strict=True):
+        assert other == pytest.approx(one, abs=1e-9)
+    on_cpu, on_gpu = (calibration.of(samples.to(d), truth.to(d)) for d in ("cpu", "cuda"))
+    assert [record["ranks"] for record in on_gpu] == [record["ranks"] for record in on_cpu]

@@ -171,6 +171,12 @@ def test_a_batch_equals_its_images_alone(metric):
     torch.testing.assert_close(metric(x, reference), alone, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("metric, together", [(psnr, metrics.psnr_of), (ssim, metrics.ssim_of)])
+def test_images_at_once_as_on_an_accelerator_equal_one_after_the_other(metric, together):
+    x, reference = random_pair((3, 3, 20, 14))
+    torch.testing.assert_close(metric(x, reference), together(x, reference), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("metric", [psnr, ssim])
 def test_float32_images_are_measured_in_float64(metric):
     x, reference = (image.float() for image in random_pair((1, 3, 16, 16)))

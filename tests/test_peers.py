@@ -18,7 +18,7 @@ from invdiff import operators
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
 from invdiff.evaluation import peers
-from invdiff.evaluation.pictures import Picture, read_pictures
+from invdiff.evaluation.measured import Picture, read_pictures
 from invdiff.images import write_image
 from invdiff.noise import noise_model
 from invdiff.priors import GaussianPrior

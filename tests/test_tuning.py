@@ -19,8 +19,8 @@ import invdiff
 from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
+from invdiff.evaluation.measured import Picture, Pictures
 from invdiff.evaluation.metrics import crps
-from invdiff.evaluation.pictures import Picture, Pictures
 from invdiff.evaluation.tuning import outcome, search, sets, space
 from invdiff.images import write_image
 from invdiff.noise import noise_model
@@ -300,18 +300,19 @@ def test_a_link_to_a_test_set_is_refused(tmp_path: Path) -> None:
         sets.refuse_test_sets(tmp_path / "mine")
 
 
-@pytest.mark.parametrize(
-    "content", ["data: {faces: {path: held}}", "data: {faces: held}", "data: [held]", "data:\n- {path: held, crop: 8}"]
-)
-def test_pictures_of_a_suite_are_refused_by_their_content(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize("faces", ["{path: held, crop: 8}", "held"])
+def test_pictures_of_a_suite_are_refused_by_content_or_folder(tmp_path: Path, faces: str) -> None:
     photo(tmp_path / "held" / "a.png", 0)
     mine = photo(tmp_path / "mine" / "renamed.png", 0).parent
-    (tmp_path / "suite.yaml").write_text(content)
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(f"data: {{faces: {faces}}}\noperators: [identity]\nnoises: [0.05]\n")
     assert sets.refuse_test_sets(mine) is None
-    with pytest.raises(UsageError, match=r"renamed.png is .*a.png in the data of"):
-        sets.refuse_test_sets(mine, [tmp_path / "suite.yaml"])
+    with pytest.raises(UsageError, match=r"renamed.png is a of faces in suite suite"):
+        sets.refuse_test_sets(mine, [suite])
     photo(mine / "renamed.png", 1)
-    assert sets.refuse_test_sets(mine, [tmp_path / "suite.yaml"]) is None
+    assert sets.refuse_test_sets(mine, [suite]) is None
+    with pytest.raises(UsageError, match="a folder called held, the name of a test set"):
+        sets.refuse_test_sets(tmp_path / "held", [suite])
 
 
 def test_pictures_of_a_run_are_refused_by_their_content(tmp_path: Path) -> None:
@@ -319,10 +320,9 @@ def test_pictures_of_a_run_are_refused_by_their_content(tmp_path: Path) -> None:
 
     mine = photo(tmp_path / "mine" / "b.png", 0)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.json").write_text(json.dumps({"data": {"x": {"path": "/nowhere"}}}))
     line = {"cell": "0", "image": "a", "file": sha256(mine.read_bytes()).hexdigest()[:16]}
     (tmp_path / "run" / "results.jsonl").write_text(json.dumps(line) + '\n{"cell": "0", "ima')
-    with pytest.raises(UsageError, match="is a in the data of"):
+    with pytest.raises(UsageError, match=r"b\.png is a in the run"):
         sets.refuse_test_sets(mine.parent, [tmp_path / "run"])
     with pytest.raises(UsageError, match="is no run of"):
         sets.refuse_test_sets(mine.parent, [tmp_path / "mine"])

@@ -20,8 +20,8 @@ import invdiff
 from invdiff import solvers
 from invdiff.errors import NumericalError, UsageError, unknown
 from invdiff.evaluation.comparison import as_image, window
+from invdiff.evaluation.measured import Picture
 from invdiff.evaluation.metrics import psnr, ssim
-from invdiff.evaluation.pictures import Picture
 from invdiff.evaluation.statistics import Paired, paired
 from invdiff.noise import Gaussian, NoiseModel
 from invdiff.operator import Operator

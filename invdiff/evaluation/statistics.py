@@ -3,7 +3,7 @@
 The unit is the image: pixels and samples of one image depend on each other. Nothing here depends on the images' order.
 
 The bootstrap interval of the mean is the expanded percentile interval of T. Hesterberg, "What Teachers Should Know About
-the Bootstrap", 2015, https://doi.org/10.1080/00031305.2015.1089789, section 4.4: the quantiles a and 1 - a of the means of
+the Bootstrap", 2015, https://doi.org/10.1080/00031305.2015.1089789: the quantiles a and 1 - a of the means of
 resampled images, with
 
     a = Phi(-sqrt(n / (n - 1)) t_{n-1}),      t_{n-1}: the quantile (1 + level) / 2 of Student's t

@@ -10,7 +10,7 @@ from typing import Any
 
 from invdiff import solvers
 from invdiff.errors import UsageError
-from invdiff.evaluation.pictures import Picture, Pictures, batches
+from invdiff.evaluation.measured import Picture, Pictures, batches
 from invdiff.evaluation.statistics import Interval, mean_interval
 from invdiff.problem import Problem
 from invdiff.solution import package_versions

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from invdiff.errors import NumericalError, UsageError, unknown
+from invdiff.evaluation.measured import Picture, batches
 from invdiff.evaluation.metrics import crps, psnr, ssim
-from invdiff.evaluation.pictures import Picture, batches
 from invdiff.noise import NoiseModel
 from invdiff.operator import Operator
 from invdiff.priors.base import Prior

@@ -1,0 +1,163 @@
+"""`invdiff.evaluate`: an evaluation from Python, and its table."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from invdiff.errors import UsageError
+from invdiff.evaluation.datasets import DataSet
+from invdiff.evaluation.plan import make_plan
+from invdiff.evaluation.protocol import Protocol
+from invdiff.evaluation.runner import evaluate as run
+from invdiff.evaluation.simulating import simulate
+from invdiff.evaluation.store import Run, Store, load
+from invdiff.evaluation.suite import Suite, grid_cells, read_suite
+from invdiff.evaluation.summary import Summary, summaries
+from invdiff.operator import Operator
+from invdiff.priors.base import Prior
+from invdiff.solvers.base import Solver
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The results of an evaluation.
+
+    rows: one for each combination of data set, operator, noise, solver, steps, prior and seed; images: a dict for each image
+    of each row, as in results.jsonl, with the row's settings and the seconds beside; simulations: cell id -> what the test
+    with images of the prior found. Where a run has a folder, `invdiff report` shows it.
+    """
+
+    run: Run
+
+    @property
+    def rows(self) -> list[Summary]:
+        return summaries(self.run)
+
+    @property
+    def simulations(self) -> dict[str, dict[str, Any]]:
+        return self.run.simulations
+
+    @property
+    def images(self) -> list[dict[str, Any]]:
+        cells = {cell["id"]: cell for cell in self.run.cells}
+        axes = ("data", "operator", "noise", "solver", "steps", "prior", "seed", "samples")
+        return [
+            {axis: cells[line["cell"]][axis] for axis in axes}
+            | {key: value for key, value in line.items() if key not in ("solver", "noise", "cell")}
+            | {"seconds": self.run.timings.get((line["cell"], line["image"]), {}).get("seconds")}
+            for line in self.run.results
+        ]
+
+    def to_pandas(self) -> Any:
+        """The rows as a DataFrame, a column for each setting and each mean. Raises ImportError without pandas."""
+        import pandas
+
+        axes = ("data", "operator", "noise", "solver", "steps", "prior", "seed", "samples")
+        return pandas.DataFrame(
+            [
+                {axis: row.cell[axis] for axis in axes} | {"images": row.images, "failed": row.failed, **row.values}
+                for row in self.rows
+            ]
+        ).dropna(axis="columns", how="all")
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{row.label}: PSNR {row.text('before_psnr', 2)} -> {row.text('psnr', 2)} dB, SSIM {row.text('ssim', 3)}, "
+            f"residual {row.text('residual', 2)}, {row.text('nfe', 0)} calls, {row.text('seconds', 2)} s an image, "
+            f"{row.images} images"
+            for row in self.rows
+        )
+
+
+def evaluate(
+    data: Any,
+    operator: Any = None,
+    noise: Any = 0.05,
+    solver: Any = "auto",
+    *,
+    steps: int | Sequence[int] | None = None,
+    prior: Any = "natural",
+    seed: int | Sequence[int] = 0,
+    samples: int = 1,
+    calibration: bool = False,
+    simulations: int = 0,
+    crop: int | None = None,
+    limit: int | None = None,
+    protocol: Protocol | None = None,
+    out: str | Path | None = None,
+    batch_size: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    force: bool = False,
+) -> Evaluation:
+    """Degrade clean images, restore and score them: PSNR, SSIM, residual, network calls, seconds.
+
+    data: a folder, file or pattern of clean images, "skimage", a tensor (B, C, H, W) in [0, 1], or a suite (its name or file,
+    or a Suite), which brings everything down to seed itself. operator, noise, solver, steps, prior, seed: one each, or a list
+    of which every combination is a row; operators, solvers and priors may be objects. samples: for each image;
+    calibration: also whether their spread is right; simulations: how many images of the prior itself to test the solver on.
+    out: a folder to keep the results in, where the same call goes on after a stop (default: they are kept in memory alone).
+    Raises as `restore`; an image that fails is counted, not raised.
+    """
+    objects: dict[str, Any] = {}
+    if isinstance(data, Suite):
+        suite = data
+    elif operator is None:
+        suite = read_suite(data)
+    else:
+        tensors = tuple(data) if isinstance(data, torch.Tensor) else ()
+        path = "tensor" if tensors else str(data)
+        data_set = DataSet(Path(path).name or "images", path, crop, images=tensors)
+        if data_set.missing:
+            raise UsageError(f"data {path}: no such folder; give one of clean images, a tensor, or skimage")
+        grid = {
+            "operators": [_text(item, Operator, objects) for item in _listed(operator)],
+            "noises": [_text(item, (), objects) for item in _listed(noise)],
+            "solvers": [_text(item, Solver, objects) for item in _listed(solver)],
+            "priors": [_text(item, Prior, objects) for item in _listed(prior)],
+            "steps": _listed(steps),
+            "seeds": _listed(seed),
+            "samples": samples,
+            "calibration": calibration,
+            "simulations": simulations,
+        }
+        cells = tuple(grid_cells(grid, [data_set.name]))
+        suite = Suite(data_set.name, (data_set,), cells, protocol or Protocol())
+    plan = make_plan(suite, device, precision, objects)
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Store(temporary if out is None else out)
+        done = store.open(plan.record(_command(data, out)), force)
+        run(plan, store, done, batch_size=batch_size, limit=limit, pictures=0 if out is None else 4)
+        simulate(plan, store, batch_size=batch_size)
+        return Evaluation(load(store.folder))
+
+
+def _text(item: Any, kind: Any, objects: dict[str, Any]) -> str:
+    """What stands for an object in the cells, and the object beside it."""
+    if kind and isinstance(item, kind):
+        known = item.describe().get("name") if isinstance(item, Prior) else item.spec
+        name = str(known or f"{type(item).__name__}-{len(objects)}")
+        if name in objects:
+            name = f"{name} ({len(objects)})"
+        objects[name] = item
+        return name
+    if kind and not isinstance(item, str):
+        name = f"{type(item).__name__}-{len(objects)}"  # a deepinv Physics or Denoiser
+        objects[name] = item
+        return name
+    return str(getattr(item, "spec", item))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _command(data: Any, out: Any) -> str:
+    return f"invdiff.evaluate({shlex.quote(str(data)[:80])}, ..., out={out!r})"

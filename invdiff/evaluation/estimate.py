@@ -1,0 +1,85 @@
+"""How long an evaluation will take: a solver's own seconds for a call, measured on one image, times the calls to come."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from invdiff.errors import InvdiffError
+from invdiff.evaluation.plan import Plan, Task
+from invdiff.evaluation.runner import Batch, _read, seconds_of
+from invdiff.evaluation.store import Place
+from invdiff.restoration import degrade, restore
+from invdiff.solvers.auto import choose
+from invdiff.solvers.base import Solver
+from invdiff.solvers.recommendation import within
+
+TRIED = 2
+"""Network calls of a measurement."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of one cell. images: still to do; calls: network calls for all of them; seconds: None where the trial failed."""
+
+    label: str
+    images: int
+    calls: int
+    seconds: float | None
+
+
+def estimate(plan: Plan, done: set[Place], limit: int | None = None) -> list[Estimate]:
+    """For each cell, by a short run of its solver on the first image that is to be done; time grows with the pixels."""
+    rates: dict[tuple[object, ...], float | None] = {}
+    found = []
+    for task in plan.tasks:
+        left = [source for source in task.sources[:limit] if (task.id, source.key) not in done]
+        pixels, calls, seconds = 0, 0, 0.0
+        rate: float | None = 0.0
+        if left:
+            images = _read(Batch(task, left[:1], frozenset()))
+            first = images[left[0].key]
+            if isinstance(first, str):
+                found.append(Estimate(task.cell.label, len(left), 0, None))
+                continue
+            solver = solver_for(task, tuple(first.shape))
+            kind = (solver.name, task.operator.family, task.data.name, task.cell.prior)
+            if kind not in rates:
+                rates[kind] = _rate(task, solver, first)
+            rate = rates[kind]
+            calls = len(left) * solver.nfe * -(-task.cell.samples // solver.population)
+            sizes = [source.size() if task.data.crop is None else None for source in left]
+            pixels = first.shape[-2] * first.shape[-1]
+            share = sum(1.0 if size is None else math.prod(size) / pixels for size in sizes) / len(left)
+            seconds = calls * (rate or 0.0) * share
+        found.append(Estimate(task.cell.label, len(left), calls, None if rate is None else seconds))
+    return found
+
+
+def solver_for(task: Task, shape: tuple[int, ...]) -> Solver:
+    """The solver of a task, with "auto" chosen for an image of this shape."""
+    if isinstance(task.solver, Solver):
+        return task.solver
+    from invdiff.noise import Gaussian, noise_model
+
+    model = noise_model(task.cell.noise)
+    sigma = model.sigma if isinstance(model, Gaussian) else 0.05
+    return choose(task.operator, shape, sigma, task.cell.steps, several=task.cell.samples > 1)
+
+
+def _rate(task: Task, solver: Solver, truth: object) -> float | None:
+    """Seconds for a network call of this solver, its own work included."""
+    import torch
+
+    assert isinstance(truth, torch.Tensor)
+    try:
+        short = within(solver.spec, TRIED) or solver
+        y = degrade(truth[None], task.operator, task.cell.noise)
+
+        def run() -> None:
+            restore(y, task.operator, task.cell.noise, task.prior, short)
+
+        run()  # the first one pays for what is made once
+        return seconds_of(run) / short.nfe
+    except (InvdiffError, MemoryError):
+        return None

@@ -1,0 +1,313 @@
+"""The loop of an evaluation: read ahead, restore, score and write behind, where one bad image does not stop the others."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from invdiff.errors import InvdiffError, UsageError
+from invdiff.evaluation.datasets import Source, batches
+from invdiff.evaluation.pictures import Album
+from invdiff.evaluation.plan import Plan, Task
+from invdiff.evaluation.protocol import Protocol
+from invdiff.evaluation.scoring import result_lines
+from invdiff.evaluation.store import Line, Place, Store
+from invdiff.images import centre, fit_channels
+from invdiff.priors.base import Prior
+from invdiff.restoration import default_batch_size, degrade, restore
+from invdiff.solution import Solution
+
+AHEAD = 2
+"""Batches that are read before, or scored after, the one in the network."""
+OUT_OF_MEMORY = "not enough memory for one image of this size; take smaller ones (--crop), or another --device"
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of the work that this process does: batch j if j = index modulo count."""
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise UsageError(f"shard {self.index + 1}/{self.count}: the first number goes from 1 to the second")
+
+
+EVERYTHING = Share()
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Images of one data set for one task, some of which may be done. wanted: the keys of those that are not."""
+
+    task: Task
+    sources: Sequence[Source]
+    wanted: frozenset[str]
+
+
+@dataclass
+class Outcome:
+    """What a run came to. failed: (cell, image) -> the error."""
+
+    done: int = 0
+    failed: dict[Place, str] = field(default_factory=dict)
+
+
+Progress = Callable[[Task, Line, Line | None], None]
+
+
+def schedule(plan: Plan, done: set[Place], batch_size: int | None, limit: int | None, share: Share) -> Iterator[Batch]:
+    """The batches that are left, cell by cell. Which images share a batch does not depend on what is done."""
+    number = 0
+    for task in plan.tasks:
+        size = batch_size or default_batch_size(task.prior.device)
+        for sources in batches(task.sources[:limit], size):
+            mine = number % share.count == share.index
+            number += 1
+            wanted = frozenset(source.key for source in sources if (task.id, source.key) not in done)
+            if mine and wanted:
+                yield Batch(task, sources, wanted)
+
+
+def evaluate(
+    plan: Plan,
+    store: Store,
+    done: set[Place],
+    *,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    share: Share = EVERYTHING,
+    pictures: int = 4,
+    progress: Progress = lambda task, line, timing: None,
+    notify: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Restore and score what is not done, and append it to the store; an image that fails is a line that says why.
+
+    done: (cell id, image key). limit: the first images of each data set alone. pictures: images of each data set whose
+    restorations are kept as PNG. progress: called in order, with the lines of a result (timing is None where it failed).
+    Interrupted, what has been restored is written before the exception goes on.
+    """
+    outcome = Outcome()
+    known = store.known_failures()
+    album = Album(store.folder, plan, pictures)
+
+    def finish(restored: Restored) -> None:
+        results, timings = restored.lines(plan.suite.protocol, album)
+        fresh = [line for line in results if known.get((line["cell"], line["image"])) != line.get("error", "")]
+        store.append(fresh, timings)
+        by_image = {line["image"]: line for line in timings}
+        for line in results:
+            if "error" in line:
+                outcome.failed[line["cell"], line["image"]] = line["error"]
+            else:
+                outcome.done += 1
+            progress(restored.batch.task, line, by_image.get(line["image"]))
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        waiting: deque[Future[None]] = deque()
+        try:
+            for batch, images in _ahead(reader, schedule(plan, done, batch_size, limit, share)):
+                waiting.append(
+                    writer.submit(finish, Restored(batch, list(_restored(batch, images, batch_size, notify))))
+                )
+                while len(waiting) > AHEAD or (waiting and waiting[0].done()):
+                    waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.result()
+    return outcome
+
+
+Images = dict[str, torch.Tensor | str]
+"""Key -> the truth (C, H, W), or why there is none."""
+
+
+def _ahead(reader: ThreadPoolExecutor, work: Iterator[Batch]) -> Iterator[tuple[Batch, Images]]:
+    queue: deque[tuple[Batch, Future[Images]]] = deque()
+    for batch in work:
+        queue.append((batch, reader.submit(_read, batch)))
+        if len(queue) > AHEAD:
+            first, images = queue.popleft()
+            yield first, images.result()
+    for first, images in queue:
+        yield first, images.result()
+
+
+def _read(batch: Batch) -> Images:
+    """The images of a batch as the task takes them: the prior's channels, cropped to the side asked for, and at the bottom
+    and right to what the operator takes."""
+    task, images = batch.task, Images()
+    for source in batch.sources:
+        try:
+            x = source.read()
+            if task.prior.channels is not None:
+                x = fit_channels(x, task.prior.channels)
+            x = x if task.data.crop is None else centre(x, task.data.crop)
+            _, height, width = task.operator.usable_shape(tuple(x.shape))
+            x = x[:, :height, :width].contiguous()
+            task.prior.check_shape(tuple(x.shape))
+            images[source.key] = x
+        except InvdiffError as error:
+            images[source.key] = " ".join(str(error).split())
+    return images
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Images of one size that were restored together. error: in the place of a solution, for a single one."""
+
+    keys: list[str]
+    truth: torch.Tensor | None
+    y: torch.Tensor | None = None
+    solution: Solution | None = None
+    error: str = ""
+    memory: float = 0.0
+
+
+def _restored(batch: Batch, images: Images, batch_size: int | None, notify: Callable[[str], None]) -> Iterator[Group]:
+    """The images of a batch, those of one shape together; one by one where they cannot be."""
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for key, image in images.items():
+        if isinstance(image, str):
+            yield Group([key], None, error=image)
+        else:
+            shapes.setdefault(tuple(image.shape), []).append(key)
+    for keys in shapes.values():
+        # The neighbours of what is missing run too, so that a resumed batch is the batch it was; they are not written again.
+        if not batch.wanted.isdisjoint(keys):
+            yield from _attempt(batch.task, keys, images, batch_size, notify)
+
+
+def _attempt(
+    task: Task, keys: list[str], images: Images, batch_size: int | None, notify: Callable[[str], None]
+) -> Iterator[Group]:
+    truth = torch.stack([images[key] for key in keys])  # type: ignore[misc]
+    try:
+        yield _solve(task, keys, truth, batch_size or default_batch_size(task.prior.device))
+        return
+    except InvdiffError as error:
+        failure = " ".join(str(error).split())
+    except (MemoryError, RuntimeError) as error:
+        if not (
+            isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "Allocator" in str(error)
+        ):
+            raise
+        failure = OUT_OF_MEMORY
+    # Outside the except blocks, whose traceback would keep the failed attempt's tensors in memory.
+    if failure == OUT_OF_MEMORY and (len(keys) > 1 or batch_size != 1):
+        notify("not enough memory for a whole batch; going on with smaller ones")
+    if len(keys) > 1:
+        half = len(keys) // 2 if failure == OUT_OF_MEMORY else 1
+        for first in range(0, len(keys), half):
+            yield from _attempt(task, keys[first : first + half], images, half, notify)
+    elif failure == OUT_OF_MEMORY and batch_size != 1:
+        yield from _attempt(task, keys, images, 1, notify)
+    else:
+        yield Group(keys, truth, error=failure)
+
+
+def _solve(task: Task, keys: list[str], truth: torch.Tensor, batch_size: int) -> Group:
+    cell, device = task.cell, task.prior.device
+    y = degrade(truth, task.operator, cell.noise, seed=cell.seed, ids=keys)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    solution = restore(
+        y,
+        task.operator,
+        cell.noise,
+        task.prior,
+        task.solver,
+        cell.steps if task.solver == "auto" else None,
+        samples=cell.samples,
+        seed=cell.seed,
+        batch_size=batch_size,
+        ids=keys,
+    )
+    return Group(keys, truth, y, solution, memory=peak_memory(device))
+
+
+def peak_memory(device: torch.device) -> float:
+    """MB: of the device's allocator since it was reset, or, on a CPU, the most that this process has held at all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+@dataclass(frozen=True, eq=False)
+class Restored:
+    """A batch with what came out, to be scored and written."""
+
+    batch: Batch
+    groups: list[Group]
+
+    def lines(self, protocol: Protocol, album: Album) -> tuple[list[Line], list[Line]]:
+        """The lines of results and of timings, for the images that were wanted."""
+        task, hashes = self.batch.task, {source.key: source.content for source in self.batch.sources}
+        results: list[Line] = []
+        timings: list[Line] = []
+        for group in self.groups:
+            if group.solution is None or group.truth is None or group.y is None:
+                results += [{"cell": task.id, "image": key, "error": group.error} for key in group.keys]
+                continue
+            lines = result_lines(task.cell, task.operator, group.solution, group.truth, group.y, protocol)
+            for row, (key, line) in enumerate(zip(group.keys, lines, strict=True)):
+                results.append({"cell": task.id, "image": key, "file": hashes[key](), **line})
+                timings.append(self._timing(task, key, group))
+                album.add(task, key, group.solution, group.truth, group.y, row)
+        wanted = self.batch.wanted
+        return [line for line in results if line["image"] in wanted], [
+            line for line in timings if line["image"] in wanted
+        ]
+
+    def _timing(self, task: Task, key: str, group: Group) -> Line:
+        assert group.solution is not None
+        return {
+            "cell": task.id,
+            "image": key,
+            "seconds": round(group.solution.seconds / len(group.keys), 4),
+            "peak_memory_mb": round(group.memory, 1),
+            "device": device_name(task.prior),
+            "batch": len(group.keys),
+            "host": platform.node(),
+        }
+
+
+def device_name(prior: Prior) -> str:
+    """cpu with its threads, or the accelerator's name."""
+    if prior.device.type == "cuda":
+        return torch.cuda.get_device_name(prior.device)
+    return f"{prior.device.type}, {torch.get_num_threads()} threads"
+
+
+def launched_share() -> Share:
+    """The share of a process that `accelerate launch` or torchrun started, by the variables they set; else all.
+
+    The processes need nothing of each other: each appends its share to one folder, and one that dies stops no other."""
+    return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def launched_device(device: str) -> str:
+    """Each process of a launch its own accelerator, where they have several."""
+    rank = os.environ.get("LOCAL_RANK")
+    if rank is not None and device in ("auto", "cuda") and torch.cuda.is_available():
+        return f"cuda:{int(rank) % torch.cuda.device_count()}"
+    return device
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Wall time of a call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started

@@ -1,0 +1,216 @@
+"""Where results lie: a folder to which every finished image is appended at once, and from which a run goes on.
+
+results.jsonl holds one line for each image of each cell, with numbers that are the same in every run; timings.jsonl what they
+cost; simulations.jsonl a line for each cell that was tested with images of the prior itself; run.json the settings. A line is
+written with its end by one call under a lock, so that several processes may share the folder, and that a kill loses at most
+the images in flight: what it leaves of a line is cut off before the next is appended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from invdiff.atomic import explained
+from invdiff.errors import ImageError, UsageError
+
+KIND, FORMAT = "invdiff evaluate", 1
+RUN, RESULTS, TIMINGS, SIMULATIONS = "run.json", "results.jsonl", "timings.jsonl", "simulations.jsonl"
+
+Line = dict[str, Any]
+Place = tuple[str, str]  # cell id, image key
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a folder holds. results, timings: the last line of each (cell, image), in the order of the cells and images;
+    simulations: cell -> the record of `sbc.Simulation`."""
+
+    folder: Path
+    record: Line
+    results: list[Line]
+    timings: dict[Place, Line] = field(default_factory=dict)
+    simulations: dict[str, Line] = field(default_factory=dict)
+
+    @property
+    def cells(self) -> list[Line]:
+        return list(self.record["cells"])
+
+    def of(self, cell: str) -> list[Line]:
+        """The results of a cell that have numbers."""
+        return [line for line in self.results if line["cell"] == cell and "error" not in line]
+
+
+def load(folder: str | Path) -> Run:
+    """The run in a folder. Raises UsageError for a folder that holds none, and for one of another format."""
+    folder = Path(folder)
+    record = read_record(folder)
+    if record is None:
+        raise UsageError(f"{folder} holds no evaluation (no {RUN}); give the --out folder of `invdiff evaluate`")
+    known = {cell["id"] for cell in record["cells"]}
+    last = {(line["cell"], line["image"]): line for line in _lines(folder / RESULTS) if line.get("cell") in known}
+    timings = {(line["cell"], line["image"]): line for line in _lines(folder / TIMINGS)}
+    order = {cell["id"]: number for number, cell in enumerate(record["cells"])}
+    results = sorted(last.values(), key=lambda line: order[line["cell"]])  # stable: images as they were appended
+    simulations = {line["cell"]: line for line in _lines(folder / SIMULATIONS)}
+    return Run(folder, record, results, timings, simulations)
+
+
+def read_record(folder: Path) -> Line | None:
+    """run.json, or None where there is none. Raises UsageError for one that this version cannot read."""
+    path = folder / RUN
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        kind, form = record["kind"], record["format"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path} is no record of an evaluation ({type(error).__name__}); choose another folder"
+        ) from error
+    if kind != KIND or form != FORMAT:
+        raise UsageError(
+            f"{path} is of format {form!r} of {kind!r}, and this version reads {FORMAT}; use the version that made it"
+        )
+    return dict(record)
+
+
+class Store:
+    """A folder that results are appended to."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def open(self, record: Line, force: bool = False) -> set[Place]:
+        """Begin a run or go on with it; the (cell, image) pairs that are done.
+
+        Raises UsageError if the folder holds a run of other settings, naming them. force: replaces its settings, and keeps
+        the results of those cells that are the same.
+        """
+        with explained(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            older = read_record(self.folder)
+            if older is None and self._strange():
+                raise UsageError(
+                    f"{self.folder} holds files but no evaluation ({self._strange()[0]}, ...); choose another --out"
+                )
+            if older is None or older["hash"] != record["hash"]:
+                if older is not None and not force:
+                    raise UsageError(
+                        f"{self.folder} holds results of other settings ({differences(older, record)}); choose another "
+                        "--out, or --force to go on with the new settings, which keeps the cells that both have"
+                    )
+                from invdiff.images import write_json
+
+                write_json(self.folder / RUN, record)
+        run = load(self.folder)
+        return {(line["cell"], line["image"]) for line in run.results if "error" not in line}
+
+    def append(self, results: Iterable[Line], timings: Iterable[Line]) -> None:
+        """Write lines for good. Raises ImageError where the disk does not take them; nothing is left of them then."""
+        with self._locked():
+            # What it cost first: a result without its time would count as done.
+            _append(self.folder / TIMINGS, timings)
+            _append(self.folder / RESULTS, results)
+
+    def append_simulation(self, cell: str, record: Line) -> None:
+        """Write what the test of a cell with images of the prior found."""
+        with self._locked():
+            _append(self.folder / SIMULATIONS, [{"cell": cell, **record}])
+
+    def known_failures(self) -> dict[Place, str]:
+        """(cell, image) -> the error of those that failed."""
+        return {(line["cell"], line["image"]): line["error"] for line in load(self.folder).results if "error" in line}
+
+    def _strange(self) -> list[str]:
+        return sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One process at a time, on this machine and, where the file system has locks, on others."""
+        path = self.folder / ".lock"
+        with explained(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                import fcntl
+
+                fcntl.lockf(descriptor, fcntl.LOCK_EX)
+            except (ImportError, OSError):
+                pass  # no locks here: a single process does without
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def differences(older: Line, newer: Line) -> str:
+    """Which settings differ, in words."""
+    told = []
+    for key in ("versions", "protocol", "data", "priors"):
+        before, after = dict(older.get(key, {})), dict(newer.get(key, {}))
+        names = ["invdiff"] if key == "versions" else [*dict.fromkeys([*before, *after])]
+        changed = [name for name in names if before.get(name) != after.get(name)]
+        told += [f"{key}: {', '.join(changed)}"] if changed else []
+    cells = [{cell["id"]: cell["label"] for cell in record["cells"]} for record in (older, newer)]
+    for word, mine, others in (("without", cells[0], cells[1]), ("with", cells[1], cells[0])):
+        labels = [label for name, label in mine.items() if name not in others]
+        more = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        told += [f"{word} {labels[0]}{more}"] if labels else []
+    return "; ".join(told) or "their hash"
+
+
+def _append(path: Path, lines: Iterable[Line]) -> None:
+    text = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in lines).encode()
+    if not text:
+        return
+    with explained(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = _whole(descriptor)
+            try:
+                if os.write(descriptor, text) != len(text):
+                    raise OSError(28, os.strerror(28))  # ENOSPC: the disk took a part
+                os.fsync(descriptor)
+            except BaseException:
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+def _whole(descriptor: int) -> int:
+    """Cut off a line that was begun and not ended; the size that is left."""
+    size = os.fstat(descriptor).st_size
+    place = size
+    while place > 0:
+        first = max(0, place - 4096)
+        block = os.pread(descriptor, place - first, first)
+        end = block.rfind(b"\n")
+        if end >= 0:
+            place = first + end + 1
+            break
+        place = first
+    if place < size:
+        os.ftruncate(descriptor, place)
+    return place
+
+
+def _lines(path: Path) -> Iterator[Line]:
+    """The whole lines of a file."""
+    try:
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
+    for number, line in enumerate(text[: text.rfind(b"\n") + 1].splitlines(), start=1):
+        try:
+            yield dict(json.loads(line))
+        except ValueError as error:
+            raise UsageError(f"{path}, line {number}: not a line of results ({error}); remove it") from error
