@@ -44,7 +44,9 @@ invdiff tune --data photos/ --operator inpaint:keep=0.3 --noise 0.05 --solver dd
     metavar="KEY=VALUE",
     help="A setting that stays as it is; repeatable.",
 )
-@click.option("--only", metavar="KEY", multiple=True, help="Search this setting; repeatable.  [default: all]")
+@click.option(
+    "--only", metavar="KEY", multiple=True, help="Search this setting alone; repeatable.  [default: docs/tuning.md]"
+)
 @click.option("--trials", type=click.IntRange(min=1), metavar="N", default=50, help="Settings to try, in all.")
 @click.option(
     "--metric",
