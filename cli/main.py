@@ -25,6 +25,8 @@ COMMANDS = {
     "operators": "invdiff.cli.operators:operators",
     "solvers": "invdiff.cli.solvers:solvers",
     "evaluate": "invdiff.cli.evaluate:evaluate",
+    "tune": "invdiff.cli.tune:tune",
+    "compare-deepinv": "invdiff.cli.compare_deepinv:compare_deepinv",
     "validate": "invdiff.cli.validate:validate",
     "report": "invdiff.cli.report:report",
     "prior": "invdiff.cli.prior:prior",

@@ -15,6 +15,7 @@ from .restoring import Settings, companions, run
 if TYPE_CHECKING:
     from invdiff.operator import Operator
     from invdiff.solvers.base import Solver
+    from invdiff.solvers.presets import Preset
 
 EXAMPLES = """
 # one image, blurred by a Gaussian of 2 pixels, with noise of 12.75 grey levels of 255
@@ -36,6 +37,9 @@ invdiff restore holes.npz -o out.png
 # raw data: one slice of stored k-space, photon counts
 invdiff restore scan.h5 -o out.npy --key 'kspace[17]' --axes CHW --operator my_scanner --noise 0.01
 invdiff restore counts.npy -o out.png --axes HW --scale 1/255 --operator identity --noise poisson:gain=1/255
+
+# with settings that `invdiff tune` found for this operator and noise
+invdiff restore blurred.png -o out.png --operator gaussian_blur:sigma=2 --noise 0.05 --preset blur.yaml
 
 # compare with the truth
 invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --reference clean/
@@ -64,6 +68,12 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     metavar="SPEC",
     default="auto",
     help="NAME or NAME:key=value,... (`invdiff solvers list`); auto chooses by operator.",
+)
+@click.option(
+    "--preset",
+    "preset_file",
+    metavar="FILE",
+    help="Solver and settings that `invdiff tune` found, in the place of --solver; --steps and --set change them.",
 )
 @click.option(
     "--steps",
@@ -126,6 +136,7 @@ def restore(
     scale: float | None,
     prior: str,
     solver: str,
+    preset_file: str | None,
     steps: int | None,
     hyperparameters: tuple[tuple[str, str], ...],
     samples: int | str,
@@ -170,7 +181,10 @@ def restore(
     layout = Layout(key, axes, scale)
     chosen_operator = None if operator is None else resolve_operator(operator)
     model = None if noise in (None, "auto") else noise_model(noise)
-    method, extra = resolve_solver(solver, steps, options.unique(hyperparameters, "--set"), chosen_operator)
+    preset = read_preset(preset_file, solver)
+    method, extra = resolve_solver(
+        preset.solver if preset else solver, steps, options.unique(hyperparameters, "--set"), chosen_operator
+    )
     jobs = files.plan(
         inputs,
         out,
@@ -205,6 +219,7 @@ def restore(
         prior_text=prior,
         solver=method,
         hyperparameters=extra,
+        preset=preset,
         samples=samples,
         tolerance=TOLERANCE if tolerance is None else tolerance,
         quantiles=quantiles or (),
@@ -219,8 +234,19 @@ def restore(
     return run(jobs, settings)
 
 
+def read_preset(path: str | None, solver: str) -> Preset | None:
+    """The preset in the file given, if any."""
+    from invdiff.solvers import load_preset
+
+    if path is None:
+        return None
+    if solver != "auto":
+        raise click.UsageError("--preset and --solver are both given; a preset names its solver.")
+    return load_preset(path)
+
+
 def resolve_solver(
-    solver: str, steps: int | None, hyperparameters: dict[str, Any], operator: Operator | None
+    solver: str | Solver, steps: int | None, hyperparameters: dict[str, Any], operator: Operator | None
 ) -> tuple[Solver | str, dict[str, Any]]:
     """The solver with all its settings, checked against the operator; or "auto", which is chosen for each image's
     shape, and the settings to change in it."""
@@ -232,7 +258,7 @@ def resolve_solver(
         hyperparameters = hyperparameters | {"steps": steps}
     if solver == "auto":
         return solver, hyperparameters
-    if solver.partition(":")[0] == "auto":
+    if isinstance(solver, str) and solver.partition(":")[0] == "auto":
         raise click.UsageError("--solver auto takes no settings of its own; use --set key=value.")
     chosen = solvers.get(solver, **hyperparameters)
     if operator is not None:

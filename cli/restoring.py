@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from invdiff.raw_data import Layout
     from invdiff.solution import Solution
     from invdiff.solvers.base import Solver
+    from invdiff.solvers.presets import Preset
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Settings:
     prior_text: str
     solver: Solver | str
     hyperparameters: dict[str, Any]
+    preset: Preset | None
     samples: int | str
     tolerance: float
     quantiles: tuple[float, ...]
@@ -253,6 +255,9 @@ def prepare(job: Job, settings: Settings) -> Measurement:
             f"solved with a third of the likelihood for each, {brief(noise)} in place of {brief(given)}"
         )
     prior.check_shape(shape)
+    if settings.preset is not None:
+        assert not isinstance(settings.solver, str)  # a preset's own, perhaps changed
+        notes += settings.preset.remarks(operator.spec, given.spec, prior.describe(), settings.solver)
     truth = None
     if job.source in settings.references:
         original = read_image(settings.references[job.source])
@@ -309,6 +314,8 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
             "sigma_y": problem.sigma_y,
             "solved_with": solution.sigma_y,
         }
+    if settings.preset is not None:
+        record["preset"] = settings.preset.record()
     if measurement.estimate is not None:
         record["noise"]["estimated_by"] = measurement.estimate.method
     comparison = None if measurement.truth is None else compare(y, samples.mean(0), measurement.truth)

@@ -25,11 +25,13 @@ def parameter(
     above: float | None = None,
     high: float | None = None,
     choices: Sequence[str] = (),
+    search: bool = True,
 ) -> Any:
     """A dataclass field with its declaration.
 
     kind: converts text or a Python value (float, int, str, or a function such as `size`); raises ValueError if it cannot.
     low, high: inclusive bounds; above: exclusive lower bound. A default of None means "not given" and is not checked.
+    search: whether `invdiff tune` tries other values without being asked to.
     """
     metadata = {
         "help": help,
@@ -39,6 +41,7 @@ def parameter(
         "above": above,
         "high": high,
         "choices": tuple(choices),
+        "search": search,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -101,6 +104,7 @@ class Declaration:
     above: float | None
     high: float | None
     choices: tuple[str, ...]
+    search: bool
 
     @property
     def kind_name(self) -> str:

@@ -1,7 +1,8 @@
-"""Solvers: posterior sampling methods. `get(name, **hyperparameters)`, `names()`, `working_with(operator)`."""
+"""Solvers: posterior sampling methods. `get(name, **hyperparameters)`, `names()`, `load_preset(path)`."""
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from invdiff.parameters import build, parse_spec
@@ -9,6 +10,7 @@ from invdiff.registry import Registry
 
 if TYPE_CHECKING:
     from invdiff.solvers.base import Solver
+    from invdiff.solvers.presets import Preset
 
 REGISTRY = Registry(
     "solver",
@@ -54,6 +56,13 @@ def get(solver: str | Solver, **hyperparameters: Any) -> Solver:
         return build(type(solver), solver.name, {**_values(solver), **hyperparameters}) if hyperparameters else solver
     name, values = parse_spec(solver)
     return build(REGISTRY[name], name, {**values, **hyperparameters})
+
+
+def load_preset(path: str | os.PathLike[str]) -> Preset:
+    """The preset in a YAML file that `invdiff tune` wrote; its `solver` is ready for `restore`. Raises UsageError."""
+    from invdiff.solvers.presets import load_preset
+
+    return load_preset(path)
 
 
 def _values(solver: Solver) -> dict[str, Any]:

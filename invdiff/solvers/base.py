@@ -86,16 +86,21 @@ class Solver(Method):
     sigma_min: float | None = parameter(
         None, above=0, help="last noise level, in [0, 1] units; default: the smallest the prior knows", unit="[0,1]"
     )
-    spacing: str = parameter("log", kind=str, choices=SPACINGS, help="how the noise levels are spread")
+    spacing: str = parameter("log", kind=str, choices=SPACINGS, search=False, help="how the noise levels are spread")
     initial: str = parameter(
         "measurement",
         kind=str,
         choices=INITIAL,
+        search=False,
         help="where x starts: the measurement's own estimate plus noise, a DDPM's pure noise, or the noised prior "
         "itself (priors that can be sampled directly)",
     )
     transition: str = parameter(
-        OWN, kind=str, choices=TRANSITIONS, help="how the next level is reached: the paper's step, or a sampler's"
+        OWN,
+        kind=str,
+        choices=TRANSITIONS,
+        search=False,
+        help="how the next level is reached: the paper's step, or a sampler's",
     )
 
     def __post_init__(self) -> None:

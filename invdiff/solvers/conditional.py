@@ -52,7 +52,9 @@ class LikelihoodStep(Solver):
         choices=("auto", "exact", "langevin"),
         help="draws given y: exact (linear operators), langevin (differentiable ones), or exact wherever it can",
     )
-    langevin_steps: int = parameter(50, kind=whole, low=1, help="Langevin steps for each draw; no network calls")
+    langevin_steps: int = parameter(
+        50, kind=whole, low=1, search=False, help="Langevin steps for each draw; no network calls"
+    )
     langevin_size: float = parameter(
         0.3, above=0, high=1, help="size of a Langevin step over the inverse of the largest curvature"
     )

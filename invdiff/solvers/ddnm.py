@@ -45,7 +45,9 @@ class DDNM(Solver):
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})
 
     eta: float = parameter(0.85, low=0, high=1, help="share of fresh noise in each step; 0: deterministic")
-    iterations: int = parameter(ITERATIONS, kind=whole, low=1, help="of Lanczos, for operators without a decomposition")
+    iterations: int = parameter(
+        ITERATIONS, kind=whole, low=1, search=False, help="of Lanczos, for operators without a decomposition"
+    )
 
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         A, sigma_y = spectral(problem.operator, problem.image_shape, self.iterations), problem.sigma_y

@@ -38,7 +38,9 @@ class DDRM(Solver):
 
     eta: float = parameter(0.85, low=0, high=1, help="share of fresh noise where the measurement is noisier than x")
     eta_b: float = parameter(1.0, low=0, high=1, help="weight of the measurement where it is cleaner than x")
-    iterations: int = parameter(ITERATIONS, kind=whole, low=1, help="of Lanczos, for operators without a decomposition")
+    iterations: int = parameter(
+        ITERATIONS, kind=whole, low=1, search=False, help="of Lanczos, for operators without a decomposition"
+    )
 
     def start(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> torch.Tensor:
         if self.initial != "measurement":

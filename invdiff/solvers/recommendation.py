@@ -91,7 +91,7 @@ def recommend(
     return list(best.values())
 
 
-def within(spec: str, budget: int) -> Solver | None:
+def within(spec: str | Solver, budget: int) -> Solver | None:
     """The solver with as many steps as `budget` network calls pay for; None if they do not pay for one."""
     solver = solvers.get(spec, steps=1)
     if solver.nfe > budget:
