@@ -32,9 +32,8 @@ invdiff evaluate --data CBSD68 --operator gaussian_blur:sigma=2 --noise 0.05 --s
 # is the spread of the samples right?
 invdiff evaluate --data CBSD68 --operator inpaint:keep=0.3 --noise 0.05 --samples 16 --calibration --limit 8 --out runs/spread
 
-# one of four parts, for a cluster's array; or over the devices of machines
+# one of four parts, for a cluster's array; over the devices of machines: accelerate launch -m invdiff evaluate ...
 invdiff evaluate classic --data ~/benchmarks --out /shared/classic --shard 2/4
-accelerate launch -m invdiff evaluate classic --data ~/benchmarks --out /shared/classic
 """
 
 
