@@ -103,7 +103,8 @@ class KSpace(Operator):
         if channels % (2 * self._coils):
             raise UsageError(
                 f"{self.name}: k-space of {self._coils} coil{'s' * (self._coils > 1)} has {2 * self._coils} channels (real "
-                f"and imaginary part of each) for every image, but y has {channels}"
+                f"and imaginary part of each) for every image, but y has {channels}: write the real and the imaginary part "
+                "of every coil as two channels, and name as many coils, or maps, as were measured"
             )
         self._samples((height, width))
         return channels // self._coils // (1 if self.complex else 2), height, width
