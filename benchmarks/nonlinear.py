@@ -1,7 +1,7 @@
 """PSNR of restorations through operators that are not linear: the measurement's own first guess, auto, each able solver.
 
     python benchmarks/nonlinear.py [--operator SPEC ...] [--noise 0.05 0.02] [--budget 20 100] [--solver SPEC ...]
-        [--restarts 1 4 8] [--record FILE] [--markdown docs/tables]
+        [--restarts 1 4 8] [--record FILE] [--markdown docs/tables] [--recommend invdiff/solvers/recommendations.json]
 
 Protocol: the prior on three 64 x 64 crops of scikit-image's photographs, one sample each, PSNR of clipped, unrounded images
 averaged over them. A solver gets as many steps as the budget of network calls pays for. For phase retrieval the best of the
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 
 import skimage.data
@@ -30,7 +31,7 @@ from invdiff.priors.base import Prior
 from invdiff.restoration import resolve_prior
 from invdiff.solvers.auto import choose
 from invdiff.solvers.base import Solver
-from invdiff.solvers.recommendation import within
+from invdiff.solvers.recommendation import Score, within
 
 CROPS = {"astronaut": (20, 170), "chelsea": (80, 110), "coffee": (150, 250)}
 SIDE = 64
@@ -96,6 +97,27 @@ def table(record: dict[str, str]) -> list[str]:
     return lines
 
 
+def recommended(record: dict[str, str]) -> list[Score]:
+    """For `solver="auto"`: the gain of each solver over the first guess, averaged over the operators of a family, where it
+    was measured on all of them and diverged on none."""
+    cells = {tuple(json.loads(key)): value for key, value in record.items()}
+    kin: dict[str, list[str]] = {}
+    for spec in dict.fromkeys(key[0] for key in cells):
+        kin.setdefault(operators.get(spec).family, []).append(spec)
+    scores = []
+    for noise, budget, name in dict.fromkeys(key[1:] for key in cells if key[3] not in (FIRST_GUESS, AUTO)):
+        for family, specs in kin.items():
+            values = [cells.get((spec, noise, budget, name), "-") for spec in specs]
+            if set(values) & {"-", "diverges"}:
+                continue
+            guesses = [float(cells[spec, noise, 0, FIRST_GUESS]) for spec in specs]
+            gain = statistics.mean(float(v) - g for v, g in zip(values, guesses, strict=True))
+            solver = within(name, budget)
+            assert solver is not None
+            scores.append(Score(family, noise, budget, name, solver.nfe, None, round(gain, 3), None))
+    return scores
+
+
 def restart_table(noises: list[float], budget: int, counts: list[int], prior: Prior) -> list[str]:
     """Phase retrieval by the solver that auto takes for several samples, from several seeds: mean PSNR of the best residual
     of n, and of the best image of n."""
@@ -112,6 +134,16 @@ def restart_table(noises: list[float], budget: int, counts: list[int], prior: Pr
     return lines
 
 
+def keep_scores(scores: list[Score], target: Path) -> None:
+    """In the place of the scores of these families in recommendations.json."""
+    whole = json.loads(target.read_text())
+    replaced = {score.family for score in scores}
+    lines = [line for line in whole["scores"] if line["family"] not in replaced] + [asdict(score) for score in scores]
+    whole["scores"] = sorted(lines, key=lambda line: (line["family"], line["noise"], line["budget"], line["solver"]))
+    with atomic_path(target) as path:
+        path.write_text(json.dumps(whole, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prior", default="natural")
@@ -123,6 +155,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--record", type=Path, default=Path("nonlinear.json"))
     parser.add_argument("--markdown", type=Path, help="folder for nonlinear.md, or restarts.md")
+    parser.add_argument("--recommend", type=Path, metavar="FILE", help="invdiff/solvers/recommendations.json, for auto")
     arguments = parser.parse_args()
     prior = resolve_prior(arguments.prior, arguments.device)
     if arguments.restarts:
@@ -141,6 +174,8 @@ def main() -> None:
                             with atomic_path(arguments.record) as path:
                                 path.write_text(json.dumps(record, indent=1))
         lines, name = table(record), "nonlinear"
+        if arguments.recommend:
+            keep_scores(recommended(record), arguments.recommend)
     print("\n".join(lines))
     if arguments.markdown:
         (arguments.markdown / f"{name}.md").write_text("\n".join(lines) + "\n")

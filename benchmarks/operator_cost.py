@@ -1,6 +1,9 @@
-"""Time of A and A^T together: ours, deepinv's for the same physics, and a network call.
+"""Time of A and A^T together: ours, deepinv's for the same physics, and a network call; and of the data step.
 
     python benchmarks/operator_cost.py [--side 256] [--repeats 15] [--markdown docs/tables/operator_cost.md]
+
+A second table, data_step.md beside the first: the data step (prox_l2) of operators without a decomposition, with their
+preconditioner and without.
 
 Float32, one image of three channels (MRI: a complex image of two), all in one process: ours and deepinv's alternate, and the
 table holds the medians and the median of the ratios, pair by pair. The adjoint of each is applied to its own measurement.
@@ -18,6 +21,7 @@ from typing import Any
 import torch
 
 from invdiff import operators
+from invdiff.linalg import solve
 from invdiff.operator import Operator
 from invdiff.restoration import resolve_prior
 
@@ -40,6 +44,22 @@ PAIRS: list[tuple[str, str | None]] = [
     ("tomography:angles=60", "tomography"),
     ("gaussian_blur:sigma=1 | downsample:factor=4", None),
 ]
+
+# Where the data step iterates. gamma is (sigma / sigma_y)^2 at the noise level sigma of a solver.
+ITERATED = [
+    "mri_multicoil:acceleration=4,coils=8",
+    "mri_multicoil:acceleration=4,coils=4,complex=true",
+    "tomography:angles=60",
+    "tomography:angles=30,stop=120",
+    "varying_blur:radius=0.5,corner=4,grid=3x3",
+    "motion_blur:length=15,angle=30",
+]
+GAMMAS = (10.0, 100.0, 1000.0)
+SIGMA_Y = 0.05
+STEP_NOTE = (
+    "The proximal step argmin gamma/2 |A x - y|^2 + 1/2 |x - z|^2 by preconditioned conjugate gradients, noise 0.05; "
+    "without: the iterations that serve where there is no preconditioner."
+)
 
 
 def physics(name: str, side: int) -> Any:
@@ -96,10 +116,16 @@ def main() -> None:
         f"3 x {side} x {side}, float32, {torch.get_num_threads()} threads, medians of {arguments.repeats}; a network call "
         f"takes {call:.0f} ms (natural, {prior.describe()['precision']}). torch {torch.__version__}."
     )
+    steps = [
+        f"| data step | {' | '.join(f'gamma {gamma:g}: ms | without / with' for gamma in GAMMAS)} |",
+        "|---" * (1 + 2 * len(GAMMAS)) + "|",
+        *(data_step(spec, image, max(1, arguments.repeats // 5)) for spec in ITERATED),
+    ]
     text = "\n".join([*head, *rows, "", note]) + "\n"
     print(note)
     if arguments.markdown:
         arguments.markdown.write_text(text)
+        arguments.markdown.with_name("data_step.md").write_text("\n".join([*steps, "", STEP_NOTE]) + "\n")
 
 
 def row(spec: str, peer: str | None, image: torch.Tensor, repeats: int, call: float) -> str:
@@ -118,6 +144,32 @@ def row(spec: str, peer: str | None, image: torch.Tensor, repeats: int, call: fl
     line = f"| `{text}` | {ours:.1f} | {100 * ours / call:.1f} % | {beside} |"
     print(line, flush=True)
     return line
+
+
+def data_step(spec: str, image: torch.Tensor, repeats: int) -> str:
+    """prox_l2 as a solver meets it, and the same iterations without a preconditioner, in turn."""
+    operator: Operator = operators.get(spec)
+    generator = torch.Generator().manual_seed(1)
+    x = torch.nn.functional.avg_pool2d(image[:, :2] if "complex=true" in spec else image, 9, 1, 4)
+    y = operator.degrade(x, torch.randn(operator.A(x).shape, generator=generator), SIGMA_Y)
+    cells = []
+    with torch.no_grad():
+        for gamma in GAMMAS:
+            z = x + gamma**0.5 * SIGMA_Y * torch.randn(x.shape, generator=generator)
+            runs = [lambda z=z, g=gamma: operator.prox_l2(z, y, g), lambda z=z, g=gamma: plain_step(operator, z, y, g)]
+            runs[0]()
+            times = [[timed(run) for run in runs] for _ in range(repeats)]
+            ours = statistics.median(pair[0] for pair in times)
+            cells.append(f"{ours:.0f} | {statistics.median(b / a for a, b in times):.2f}")
+    line = f"| `{spec}` | {' | '.join(cells)} |"
+    print(line, flush=True)
+    return line
+
+
+def plain_step(operator: Operator, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+    """z + gamma A^T (gamma A A^T + I)^-1 (y - A z)."""
+    q = solve(lambda v: gamma * operator.A_A_adjoint(v) + v, y - operator.A(z)).x
+    return z + gamma * operator.A_adjoint(q)
 
 
 if __name__ == "__main__":

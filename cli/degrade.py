@@ -35,7 +35,7 @@ invdiff degrade photo.png -o holes.npz --operator inpaint:mask=mask.png --noise 
     metavar="SIGMA|SPEC",
     required=True,
     help="Noise level sigma_y to add, [0, 1] units: 0.05, 12.75/255, or 0 for none; or a model: "
-    "poisson:gain=0.02 (the brightness of one count), laplace:scale=0.05, salt_and_pepper:p=0.1, ... (docs/noise.md).",
+    "poisson:photons=1000 (the counts of white), laplace:scale=0.05, salt_and_pepper:p=0.1, ... (docs/noise.md).",
 )
 @options.seed_option
 @options.measurement_format_option

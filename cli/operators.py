@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -36,18 +37,43 @@ def operators() -> None:
 
 @click.command("list", cls=options.Command, epilog="invdiff operators list")
 def list_operators() -> None:
-    """One line for each operator: what it is, and the solvers that can use it."""
+    """One line for each operator: what it offers, what it does; below, the solvers that can use each kind."""
     from invdiff.operators import REGISTRY
 
     rows = []
+    able: dict[str, list[str]] = {}
     found, failed = REGISTRY.usable()
     for name, cls in found.items():
-        able, dependent = solvers_for(cls)
-        rows.append((name, tables.first_line(cls), ", ".join(able) + (", ..." if dependent else "")))
-    click.echo(tables.table(("operator", "what it does", "works with"), rows))
+        offers = kind(cls)
+        able[offers], _ = solvers_for(cls)
+        rows.append((name, offers, tables.first_line(cls)))
+    click.echo(tables.table(("operator", "offers", "what it does"), rows, wrapped=2))
+    click.echo()
+    click.echo(tables.table(("offers", "works with the solvers"), [(k, in_words(v)) for k, v in sorted(able.items())]))
+    if any(offers.endswith("?") for offers in able):
+        click.echo("svd?: with some parameters it has a decomposition (invdiff operators check SPEC tells)")
     click.echo("\nParameters: invdiff operators show NAME")
     for error in failed.values():
         click.echo(f"unusable: {errors.one_line(str(error))}", err=True)
+
+
+def kind(cls: Any) -> str:
+    """What the operator offers to solvers: linear, differentiable, svd; svd? where only its parameters can tell."""
+    words = ["linear" if cls.linear else "differentiable" if cls.differentiable else "nothing"]
+    decomposition = has_svd(cls)
+    return ", ".join(words + (["svd?"] if decomposition is None else ["svd"] if decomposition else []))
+
+
+def in_words(able: list[str]) -> str:
+    """The names of solvers; of more than half of all, those that are missing."""
+    from invdiff.solvers import REGISTRY
+
+    others = [name for name in REGISTRY if name not in able]
+    if not others:
+        return f"all {len(able)}"
+    if len(others) < len(able) / 2:
+        return f"all but {', '.join(others)}"
+    return ", ".join(able) or "none"
 
 
 @click.command("show", cls=options.Command, epilog="invdiff operators show gaussian_blur")
@@ -73,10 +99,9 @@ def show_operator(spec: str) -> None:
         "differentiable": cls.differentiable,
         "singular value decomposition": has_svd(cls),
     }
-    words = [text if value else f"not {text}" for text, value in properties.items() if value is not None]
-    click.echo(f"\nProperties: {', '.join(words)}")
+    click.echo(f"\nProperties: {said(properties)}")
     more = "; others depending on its parameters" if dependent else ""
-    click.echo(f"Works with the solvers: {', '.join(able) or 'none'}{more}")
+    click.echo(f"Works with the solvers: {in_words(able)}{more}")
     example = tables.example(name, declarations(cls))
     click.echo(f"\nExample: --operator {example if cls.loaded_from is None else shlex.quote(example)}")
 
@@ -94,9 +119,14 @@ def show_chain(spec: str) -> None:
         "differentiable": chain.differentiable,
         "singular value decomposition": chain.has_svd,
     }
-    words = [text if value else f"not {text}" for text, value in offers.items()]
     able = [name for name in solvers.names() if not solvers.get(name).missing(chain)]
-    click.echo(f"\nProperties: {', '.join(words)}\nWorks with the solvers: {', '.join(able) or 'none'}")
+    click.echo(f"\nProperties: {said(offers)}\nWorks with the solvers: {in_words(able)}")
+
+
+def said(properties: Mapping[str, bool | None]) -> str:
+    """Those that hold and those that do not; None: left out."""
+    words = {name: f"no {name}" if "decomposition" in name else f"not {name}" for name in properties}
+    return ", ".join(name if holds else words[name] for name, holds in properties.items() if holds is not None)
 
 
 def has_svd(cls: Any) -> bool | None:

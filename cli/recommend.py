@@ -36,8 +36,9 @@ invdiff solvers recommend --operator inpaint:keep=0.3 --noise 0.01 --budget 100 
 def recommend(operator: str, noise: str, budget: int, aim: str, shape: str, everything: bool) -> None:
     """The best solvers for a problem, as measured.
 
-    On photographs held back from the training of the shipped prior, with the nearest noise level and budget that were
-    measured. `restore --solver auto` takes the first line for the aim single, or psnr with several samples.
+    On photographs, with the nearest noise level and budget that were measured: for linear operators those held back from
+    the training of the shipped prior; for others gains are over the first guess. "-": not measured. `restore --solver auto`
+    takes the first line for the aim single, or psnr with several samples.
     """
     from invdiff.errors import UsageError
     from invdiff.parameters import shape as read_shape
@@ -50,6 +51,8 @@ def recommend(operator: str, noise: str, budget: int, aim: str, shape: str, ever
     except ValueError as error:
         raise UsageError(f"--shape {shape!r}: {error}, such as 3x96x96") from None
     found = recommendation.recommend(chosen, size, check_noise(noise), budget, aim)
+    if not found and aim == "sample" and recommendation.recommend(chosen, size, check_noise(noise), budget, "single"):
+        raise UsageError(f"the spread of samples was not measured on operators such as {chosen}; use --aim single")
     if not found:
         raise UsageError(
             f"no solver was measured on operators such as {chosen}; `invdiff solvers list` shows what they need"
@@ -57,8 +60,18 @@ def recommend(operator: str, noise: str, budget: int, aim: str, shape: str, ever
     score = found[0][0]
     click.echo(f"Measured on: {score.family}, noise {score.noise:g}, at most {score.budget} network calls\n")
     rows = [
-        (solver.spec, str(solver.nfe), f"{score.gain:+.2f}", f"{score.single:+.2f}", f"{score.crps:.4f}")
+        (
+            solver.spec,
+            str(solver.nfe),
+            number(score.gain, "+.2f"),
+            number(score.single, "+.2f"),
+            number(score.crps, ".4f"),
+        )
         for score, solver in (found if everything else found[:5])
     ]
     click.echo(tables.table(("solver", "calls", "PSNR gain, mean", "PSNR gain, one sample", "CRPS"), rows))
     click.echo(f"\nExample: --solver {found[0][1].spec}")
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -58,7 +58,7 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     "--noise",
     metavar="SIGMA|SPEC|auto",
     help="Noise level sigma_y of the input, [0, 1] units: 0.05 or 12.75/255; auto: estimated from "
-    "it; or a model: poisson:gain=0.02 (the brightness of one count), laplace:scale=0.05, ... (docs/noise.md); "
+    "it; or a model: poisson:photons=1000 (the counts of white), laplace:scale=0.05, ... (docs/noise.md); "
     "not needed for a measurement file.",
 )
 @options.raw_options

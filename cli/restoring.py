@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from invdiff.solvers.presets import Preset
 
 
+AMBIGUOUS = (
+    "magnitudes are the same for the image turned by 180 degrees, negative, or moved inside a dark field, and a run may "
+    "end far from all of them: try several --seed and keep the one of least residual"
+)
+
+
 @dataclass(frozen=True)
 class Settings:
     """The options that decide a result, resolved."""
@@ -333,6 +339,8 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
         click.echo(f"{' ' * len(str(job.target))}  {measurement.estimate}")
     if comparison:
         click.echo(f"{' ' * len(str(job.target))}  {comparison}")
+    if measurement.operator.family == "phase":
+        click.echo(f"note: {job.source.name}: {AMBIGUOUS}", err=True)
     if len(samples) > 1:
         error = float(standard_error(samples[:, None]))
         # Particles of one run depend on each other.

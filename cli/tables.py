@@ -58,7 +58,8 @@ def _text(value: Any) -> str:
 def example(name: str, declared: Sequence[Declaration], optional: bool = False) -> str:
     """A spec to start from: required parameters as place-holders, or (optional) the first two defaults."""
     required = [f"{d.name}={d.kind_name.split()[0].strip(',').upper()}" for d in declared if d.required]
-    defaults = [f"{d.name}={_text(d.default)}" for d in declared if not d.required and d.default is not None]
+    usual = [d for d in declared if not (d.required or d.default is None or isinstance(d.default, bool))]
+    defaults = [f"{d.name}={_text(d.default)}" for d in usual]
     parts = required or defaults[:1]
     if optional and len(defaults) > 1:
         parts = [defaults[0], defaults[-1]]
@@ -66,8 +67,9 @@ def example(name: str, declared: Sequence[Declaration], optional: bool = False) 
 
 
 def docstring(cls: type) -> str:
-    """The cleaned docstring of a class."""
-    return inspect.cleandoc(cls.__doc__ or "")
+    """The cleaned docstring of a class; what `dataclass` writes in the place of one says nothing."""
+    text = inspect.cleandoc(cls.__doc__ or "")
+    return "(no docstring says what it does)" if not text or text.startswith(f"{cls.__name__}(") else text
 
 
 def first_line(cls: type) -> str:

@@ -41,6 +41,7 @@ def solve(
     precondition: Map | None = None,
     tolerance: float | None = None,
     iterations: int = 1000,
+    energy: torch.Tensor | None = None,
 ) -> Solved:
     """Solve M x = b for a symmetric positive semi-definite M (Hestenes & Stiefel 1952; preconditioned form).
 
@@ -48,6 +49,8 @@ def solve(
     tolerance: relative residual ||b - M x|| / ||b|| at which a sample stops; default 1e-6 (float32), 1e-12 (float64).
     A sample also stops where rounding keeps it from getting better, and at the latest after `iterations`. A finished
     sample keeps its value while others go on. float16 and bfloat16 are solved in float32.
+    energy: (B, 1, .., 1), with a precondition: a sample stops when sqrt(<r, P r> / energy) reaches the tolerance, and that is
+    the residual told. With P nearly M^-1, <r, P r> is nearly <e, M e> of the error e, whatever the condition of M.
     """
     dtype = b.dtype
     if dtype not in (torch.float32, torch.float64):
@@ -56,7 +59,7 @@ def solve(
         tolerance = 1e-12 if b.dtype == torch.float64 else 1e-6
     x = torch.zeros_like(b) if start is None else start.clone()
     residual = b - apply(x) if start is not None else b.clone()
-    size = dot(b, b)
+    size = dot(b, b) if energy is None else energy.to(b)
     limit = size * tolerance**2
     z = precondition(residual) if precondition else residual
     direction = z
@@ -68,7 +71,7 @@ def solve(
             # At rounding the updated residual goes on shrinking alone: what it says is then mostly error.
             drift = b - apply(x) - residual
             done = done | (dot(drift, drift) > dot(residual, residual))
-        done = done | (dot(residual, residual) <= limit)
+        done = done | ((dot(residual, residual) if energy is None else rho) <= limit)
         if done.all():
             break
         image = apply(direction)
@@ -88,7 +91,8 @@ def solve(
         count += 1
     with torch.no_grad():
         error = b - apply(x)
-        relative = (dot(error, error) / torch.where(size > 0, size, torch.ones_like(size))).sqrt().flatten()
+        weighted = precondition(error) if precondition and energy is not None else error
+        relative = (dot(error, weighted) / torch.where(size > 0, size, torch.ones_like(size))).sqrt().flatten()
     return Solved(x.to(dtype), relative, count)
 
 

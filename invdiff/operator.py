@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.linalg import largest_eigenvalue, solve
+from invdiff.linalg import dot, largest_eigenvalue, solve
 from invdiff.nonlinear import gauss_newton
 from invdiff.parameters import declarations, format_spec, validate
 
@@ -164,6 +164,17 @@ class Operator:
         # z + gamma A^T (gamma A A^T + I)^-1 (y - A z). Iterated for x itself, the same step stops, at the same relative
         # residual, a thousand times further away: there the residual counts directions that A hardly measures for little.
         misfit, shape = y - self.A(z), tuple(z.shape[1:])
+        nearly = self.image_preconditioner(shape, gamma, 1.0)
+        if nearly is not None:
+            # Iterated for x - z after all, which is smaller than y and whose A^T A is nearly a convolution; what stops it is
+            # gamma ||A e||^2 + ||e||^2 of its error e, and that is at most what the residual for q would leave.
+            return z + self._iterate(
+                "prox_l2",
+                lambda v: gamma * self.A_adjoint_A(v) + v,
+                gamma * self.A_adjoint(misfit),
+                nearly,
+                gamma * dot(misfit, misfit),
+            )
         q = self._iterate(
             "prox_l2", lambda v: gamma * self.A_A_adjoint(v) + v, misfit, self.data_preconditioner(shape, gamma, 1.0)
         )
@@ -172,6 +183,11 @@ class Operator:
     def data_preconditioner(self, shape: Shape, a: float, b: float) -> Map | None:
         """Nearly (a A A^T + b I)^-1 up to a factor, symmetric and positive, for images of this shape: it speeds conjugate
         gradients up. None: they run without."""
+        return None
+
+    def image_preconditioner(self, shape: Shape, a: float, b: float) -> Map | None:
+        """Nearly (a A^T A + b I)^-1, on images of this shape, symmetric and positive: where there is one, prox_l2 iterates
+        for images, else for measurements."""
         return None
 
     def solve_data(self, v: torch.Tensor, a: float, b: float) -> torch.Tensor:
@@ -188,9 +204,16 @@ class Operator:
         precondition = self.data_preconditioner(self.image_shape(tuple(v.shape[1:])), a, b)
         return self._iterate("solve_data", lambda y: a * self.A_A_adjoint(y) + b * y, v, precondition)
 
-    def _iterate(self, method: str, apply: Map, b: torch.Tensor, precondition: Map | None = None) -> torch.Tensor:
+    def _iterate(
+        self,
+        method: str,
+        apply: Map,
+        b: torch.Tensor,
+        precondition: Map | None = None,
+        energy: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Conjugate gradients; warns, once for each operator and method, if they stop far from the answer."""
-        solved = solve(apply, b, precondition=precondition)
+        solved = solve(apply, b, precondition=precondition, energy=energy)
         worst = float(solved.residual.max()) if len(solved.residual) else 0.0
         told: set[str] = self.cached("told", set)
         if worst > TOLD_ABOVE and method not in told:

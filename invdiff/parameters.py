@@ -202,8 +202,14 @@ def parse_values(part: str, text: str, form: str) -> dict[str, str]:
             raise UsageError(f"cannot read {pair!r} in {text!r}; write {form}")
         if key.strip() in values:
             raise UsageError(f"{key.strip()!r} is given twice in {text!r}")
+        if (glued := _GLUED.match(value)) is not None:
+            raise UsageError(f"{text!r} holds two methods; write a bar between them: ... {glued[1]} | {glued[2]}...")
         values[key.strip()] = value.strip()
     return values
+
+
+# "1 downsample:" in "gaussian_blur:sigma=1 downsample:factor=4": a chain whose bar was forgotten.
+_GLUED = re.compile(r"\s*(\S+)\s+([A-Za-z]\w*:)")
 
 
 def join_spec(name: str, pairs: Sequence[str]) -> str:

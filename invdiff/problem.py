@@ -30,6 +30,20 @@ def check_images(x: Any, what: str) -> torch.Tensor:
     return x
 
 
+def check_answer(operator: Operator, y: Any) -> torch.Tensor:
+    """y = A(x) itself if it is real and floating-point. Raises UsageError that tells the author of A what to return."""
+    if not isinstance(y, torch.Tensor):
+        raise UsageError(f"{operator}: A answers with a {type(y).__name__}; it must return one tensor (B, ...)")
+    if y.is_complex():
+        raise UsageError(
+            f"{operator}: A answers with {y.dtype}, and solvers need real numbers; return the real and the imaginary part "
+            f"as two channels (invdiff operators check {operator} says how)"
+        )
+    if not y.is_floating_point():
+        raise UsageError(f"{operator}: A answers with {y.dtype}, which has no gradient; end it with .to(x.dtype)")
+    return y
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Y = A(X) + sigma_y Z, or A(X) seen through another noise model.
@@ -80,7 +94,8 @@ class Problem:
         """From what was measured. operator: an Operator, its name or spec, or a deepinv Physics; noise: sigma_y, a spec
         such as "poisson:gain=0.02", or a NoiseModel.
 
-        Raises UsageError if y is not a tensor of finite floats, or no image could give a measurement of its shape or sign.
+        Raises UsageError if y is not a tensor of finite floats, no image could give a measurement of its shape or sign, or A
+        answers with something else than real measurements of that shape.
         """
         check_images(y, "the measurement y")
         # The data step squares small numbers: half precision is for networks only.
@@ -90,6 +105,13 @@ class Problem:
         expected = operator.measurement_shape(shape)
         if tuple(y.shape[1:]) != tuple(expected):
             raise UsageError(f"{operator} measures {expected} from an image {shape}, but y is {tuple(y.shape[1:])}")
+        with torch.no_grad():
+            answer = check_answer(operator, operator.A(y.new_zeros(1, *shape)))
+        if tuple(answer.shape[1:]) != tuple(expected):
+            raise UsageError(
+                f"{operator}: A gives {tuple(answer.shape[1:])} for an image {tuple(shape)}, but measurement_shape says "
+                f"{tuple(expected)}; correct one of them (invdiff operators check tells which)"
+            )
         return cls.of(operator, y, noise_model(noise), tuple(shape))
 
     @classmethod

@@ -13,7 +13,7 @@ from invdiff.errors import UsageError
 from invdiff.noise import Gaussian, estimate, noise_model
 from invdiff.parameters import whole
 from invdiff.priors.base import Prior
-from invdiff.problem import Problem, check_images, resolve_operator
+from invdiff.problem import Problem, check_answer, check_images, resolve_operator
 from invdiff.sampling import Noise, State, generator, run
 from invdiff.solution import Solution, standard_error
 from invdiff.solvers.auto import choose
@@ -39,7 +39,7 @@ def degrade(
     model = noise_model(noise, zero=True)
     operator.measurement_shape(tuple(x.shape[1:]))
     generators = [generator(seed, f"{key}/measurement", 0) for key in _ids(ids, x.shape[0])]
-    z = operator.A(x)
+    z = check_answer(operator, operator.A(x))
     y = model.sample(z, generators)
     mask = operator.observed(tuple(x.shape[1:]))
     return y if mask is None else torch.where(mask.to(y) > 0, y, z)

@@ -56,7 +56,12 @@ class Demosaic(Operator):
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         self.measurement_shape(require_batch(self.name, x))
-        return (self._chosen(tuple(x.shape[2:])).like(x) * x).sum(1, keepdim=True)
+        red, green, blue = x.unbind(1)
+        y = green.clone()  # at half of the pixels; copying the others takes a third less time than products with masks
+        for letter, plane in (("r", red), ("b", blue)):
+            row, column = divmod(self.pattern.index(letter), 2)
+            y[:, row::2, column::2] = plane[:, row::2, column::2]
+        return y[:, None]
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
         self.image_shape(require_batch(self.name, y))

@@ -20,14 +20,18 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Operator, Shape
+from invdiff.operator import SVD, Map, Operator, Shape
 from invdiff.parameters import format_spec, parameter, truth, whole
 
 from . import kspace
 from .arrays import complex_file_or_array, file_or_array, fingerprint, load
+from .circulant import Circulant
 from .constants import Constant, working
 from .fourier import hartley, negated
 from .shapes import channels_and_size, require_batch
+
+UNSEEN = 0.01
+"""Share of the largest sum_j |S_j|^2 up to which a pixel counts as seen by no coil."""
 
 
 def pairs(z: torch.Tensor) -> torch.Tensor:
@@ -99,7 +103,8 @@ class KSpace(Operator):
         if channels % (2 * self._coils):
             raise UsageError(
                 f"{self.name}: k-space of {self._coils} coil{'s' * (self._coils > 1)} has {2 * self._coils} channels (real "
-                f"and imaginary part of each) for every image, but y has {channels}"
+                f"and imaginary part of each) for every image, but y has {channels}: write the real and the imaginary part "
+                "of every coil as two channels, and name as many coils, or maps, as were measured"
             )
         self._samples((height, width))
         return channels // self._coils // (1 if self.complex else 2), height, width
@@ -313,15 +318,45 @@ class MultiCoil(KSpace):
     def A(self, x: torch.Tensor) -> torch.Tensor:
         shape = require_batch(self.name, x)
         self.measurement_shape(shape)
-        u = self._in(working(x))
-        maps, mask = (constant.like(u) for constant in self._constants((shape[1], shape[2])))
-        seen = (joined(u) if self.complex else u)[:, :, None] * maps
-        y = mask * torch.fft.fft2(seen, norm="ortho")
-        return self._out(pairs(y.flatten(1, 2))).to(x.dtype)
+        return self._out(pairs(self._samples_of(self._in(working(x))).flatten(1, 2))).to(x.dtype)
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        shape = self.image_shape(require_batch(self.name, y))
+        self.image_shape(require_batch(self.name, y))
         v = self._in(working(y))
-        maps, mask = (constant.like(v) for constant in self._constants((shape[1], shape[2])))
-        seen = torch.fft.ifft2(mask * joined(v).unflatten(1, (-1, len(maps))), norm="ortho")
-        return self._out(self._image((maps.conj() * seen).sum(2))).to(y.dtype)
+        return self._out(self._back(joined(v).unflatten(1, (-1, self._coils)))).to(y.dtype)
+
+    def A_adjoint_A(self, x: torch.Tensor) -> torch.Tensor:
+        """A^T A x, without turning the samples of all coils to y's layout and back."""
+        self.measurement_shape(require_batch(self.name, x))
+        return self._out(self._back(self._samples_of(self._in(working(x))))).to(x.dtype)
+
+    def _samples_of(self, u: torch.Tensor) -> torch.Tensor:
+        """Images with their origin at (0, 0) -> m F S_j u, complex (B, C, coils, H, W)."""
+        maps, mask = (constant.like(u) for constant in self._constants((u.shape[-2], u.shape[-1])))
+        seen = (joined(u) if self.complex else u)[:, :, None] * maps
+        return mask * torch.fft.fft2(seen, norm="ortho")
+
+    def _back(self, k: torch.Tensor) -> torch.Tensor:
+        """sum_j S_j^H F^H m k_j, images with their origin at (0, 0)."""
+        maps, mask = (constant.like(k.real) for constant in self._constants((k.shape[-2], k.shape[-1])))
+        seen = torch.fft.ifft2(mask * k, norm="ortho")
+        return self._image((maps.conj() * seen).sum(2))
+
+    def image_preconditioner(self, shape: Shape, a: float, b: float) -> Map:
+        """By the circulant nearest to A^T A (T. Chan 1988, An optimal circulant preconditioner for Toeplitz systems).
+
+        Its eigenvalues are the diagonal of F A^T A F^H, that is m convolved with sum_j |F S_j|^2: the inverse transforms'
+        product. Where no coil sees a pixel, as outside a body, A^T A vanishes; the rest is taken for the whole."""
+
+        def make() -> Circulant:
+            maps, mask = (constant.table for constant in self._constants((shape[1], shape[2])))
+            spread = torch.fft.ifft2(torch.fft.fft2(maps).abs() ** 2).sum(0) * torch.fft.ifft2(mask)
+            response = torch.fft.fft2(spread).real / mask.numel()
+            if not self.complex:
+                response = (response + negated(response)) / 2
+            power = (maps.abs() ** 2).sum(0)
+            seen = (power > UNSEEN * power.max()).double()
+            return Circulant(response / seen.mean(), pairs=self.complex, support=self._out(seen))
+
+        nearly: Circulant = self.cached(("circulant", shape[1:]), make)
+        return lambda r: nearly.inverse(a, b, r)

@@ -320,7 +320,7 @@ def test_a_chain_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Monke
     refused = CliRunner().invoke(main, ["degrade", "x.png", "-o", "mask.npy", "--overwrite", *blind])
     assert refused.exit_code == 2 and "is an input and would be overwritten" in refused.output
     shown = run("operators", "show", chain)
-    assert "link" in shown and "downsample:factor=2" in shown and "not singular value decomposition" in shown
+    assert "link" in shown and "downsample:factor=2" in shown and "no singular value decomposition" in shown
     blurred = "gaussian_blur:sigma=1 | downsample:factor=4"
     assert "downsampling" in run("solvers", "recommend", "--operator", blurred, "--noise", "0.05")
 

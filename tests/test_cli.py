@@ -620,3 +620,12 @@ def test_automatic_number_of_samples(folder: Path, prior: Path) -> None:
 def test_impossible_samples_are_refused(folder: Path, prior: Path, options: list, message: str) -> None:
     result = invoke("restore", "clean/a.png", "-o", "x.npy", *BLUR, *FAST, "--prior", prior, *options)
     assert result.exit_code != 0 and message in result.stderr and not Path("x.npy").exists()
+
+
+def test_a_restoration_from_magnitudes_says_what_they_leave_open(folder: Path, prior: Path) -> None:
+    succeed("degrade", "clean/a.png", "-o", "y.npz", "--operator", "phase_retrieval", "--noise", "0.05")
+    told = succeed("restore", "y.npz", "-o", "x.png", "--prior", prior, "--solver", "dpir", *FAST).stderr
+    assert "turned by 180 degrees" in told and "least residual" in told
+    succeed("degrade", "clean/a.png", "-o", "g.npz", "--operator", "gamma", "--noise", "0.05")
+    told = succeed("restore", "g.npz", "-o", "g.png", "--prior", prior, "--solver", "dpir", *FAST).stderr
+    assert "180 degrees" not in told

@@ -11,7 +11,7 @@ import deepinv
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from laws.builders import CASES, Case
+from laws.builders import CASES, NONLINEAR, Case
 
 from invdiff import doctor, operators
 from invdiff.cli.main import main
@@ -218,6 +218,113 @@ def test_nonlinear_gradients_are_compared_with_differences() -> None:
     assert wrong.status == "fail" and "1/2 times the difference quotient" in wrong.cause
 
 
+class Curve(type(operators.get("gamma"))):
+    """Copies of a curve, each broken in what a solver for nonlinear operators uses."""
+
+
+class HalfSlope(Curve):
+    def A_jvp(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return super().A_jvp(x, u) / 2
+
+
+class Exchanged(Curve):
+    def A_jvp(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return super().A_jvp(u, x)
+
+
+class Straight(Curve):
+    def A_jvp(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return self.A(u)
+
+
+class Cropped(Curve):
+    def A_jvp(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return super().A_jvp(x, u)[..., 1:]
+
+
+class LinearSlope(Identity):
+    def A_jvp(self, x: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+        return x + u
+
+
+class DoublePull(Curve):
+    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        return super().prox_l2(z, y, 2 * gamma)
+
+
+class Lazy(Curve):
+    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        return z
+
+
+class Overshooting(Curve):
+    """One step down the gradient, of a length that suits no curve."""
+
+    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        return z + 8 * gamma * self.A_vjp(z, y - self.A(z))
+
+
+class Short(Curve):
+    def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
+        return z + 0.2 * (super().prox_l2(z, y, gamma) - z)
+
+
+@pytest.mark.parametrize(
+    ("operator", "check", "words"),
+    [
+        (HalfSlope(), "A_jvp", "1/2 times what A_vjp is the transpose of"),
+        (Exchanged(), "A_jvp", "x and u are exchanged"),
+        (Straight(), "A_jvp", "A(u), as if A were linear"),
+        (LinearSlope(), "A_jvp", "delete A_jvp"),
+        (DoublePull(), "prox_l2", "right for 2 gamma"),
+        (Lazy(), "prox_l2", "it answers z itself"),
+        (Overshooting(), "prox_l2", "halve it until F falls"),
+        (Short(), "prox_l2", "without its prox_l2 the default would go lower"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Operator) else "",
+)
+def test_broken_slopes_and_steps_are_told_by_what_is_wrong(operator: Operator, check: str, words: str) -> None:
+    report = doctor.check(operator, SHAPE)
+    assert [line.check for line in report.failures] == [check], report
+    assert words in report.line(check).cause, report
+    sound = doctor.check(operators.get("gamma"), SHAPE)
+    assert sound.line("A_jvp").status == sound.line("prox_l2").status == "pass"
+
+
+def test_a_slope_of_the_wrong_shape_is_told() -> None:
+    line = doctor.check(Cropped(), SHAPE).line("A_jvp")
+    assert line.status == "fail" and "A_jvp answers in the shape 3x16x15 for measurements of 3x16x16" in line.text
+
+
+def test_the_steps_of_every_nonlinear_operator_pass() -> None:
+    for case in NONLINEAR:
+        report = doctor.check(case.build(), case.shape)
+        assert report.passed and report.line("A_jvp").status == report.line("prox_l2").status == "pass", report
+
+
+def test_a_function_without_a_forward_derivative_is_named() -> None:
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x)
+            return x * x
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            return 2 * ctx.saved_tensors[0] * gradient
+
+    @dataclass(frozen=True, eq=False)
+    class Squared(Operator):
+        name: ClassVar[str] = "squared"
+        linear: ClassVar[bool] = False
+
+        def A(self, x: torch.Tensor) -> torch.Tensor:
+            return Square.apply(x)
+
+    line = doctor.check(Squared(), SHAPE).line("A_jvp")
+    assert line.status == "fail" and "write A_jvp" in line.cause, line
+
+
 def test_a_deepinv_physics_is_examined_in_its_own_precision() -> None:
     physics = deepinv.physics.Downsampling(img_size=SHAPE, factor=2, filter="gaussian")
     report = doctor.check(physics, SHAPE)
@@ -235,7 +342,7 @@ def invoke(*arguments: Any) -> Result:
 
 def test_the_command_says_it_all_by_its_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
     good = invoke("gaussian_blur:sigma=1", "--shape", "3x16x16")
-    assert good.exit_code == 0 and "All 22 checks pass" in good.stdout
+    assert good.exit_code == 0 and "All 23 checks pass" in good.stdout
     assert max(map(len, good.stdout.splitlines())) <= 100
     monkeypatch.setattr(operators, "get", lambda text: MissingScale(factor=4))
     bad = invoke("downsample", "--json", "--shape", "3x16x16")

@@ -114,6 +114,8 @@ def test_a_number_is_a_gaussian() -> None:
     plain = invdiff.degrade(x, "inpaint:keep=0.5", noise="12.75/255")
     assert torch.equal(plain, invdiff.degrade(x, "inpaint:keep=0.5", noise="gaussian:sigma=12.75/255"))
     assert noise_model("12.75/255") == Gaussian(0.05) and noise_model(Poisson(0.1)) == Poisson(0.1)
+    assert noise_model("poisson:photons=50") == Poisson(0.02) and noise_model("poisson:photons=50").spec == SPECS[1]
+    assert noise_model("poisson_gaussian:photons=1e2/2,sigma=0.01") == PoissonGaussian(0.02, 0.01)
     assert [noise_model(spec).spec for spec in SPECS] == SPECS
     assert {spec.split(":")[0] for spec in SPECS} < set(noise.names())
 
@@ -127,6 +129,10 @@ def test_a_number_is_a_gaussian() -> None:
         ),
         ("poison:gain=0.1", r"neither a number nor a noise model.*poisson:gain=0.02"),
         ("poisson", r"poisson needs gain: brightness of one count"),
+        ("poisson:photons=0", r"poisson: photons='0' must be a number > 0"),
+        ("poisson:photons=many", r"poisson: photons='many' must be a number > 0"),
+        ("poisson:photons=50,gain=0.02", r"say the same twice"),
+        ("gaussian:photons=50,sigma=1", r"unknown parameter of gaussian 'photons'"),
         ("poisson:gain=0", r"poisson: gain='0' must be > 0"),
         ("poisson:gain=-1", r"poisson: gain='-1' must be > 0"),
         ("poisson:gain=nan", r"poisson: gain='nan' must be > 0"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from invdiff.errors import UsageError
-from invdiff.parameters import declarations, parameter, validate, whole
+from invdiff.parameters import declarations, parameter, parse_spec, validate, whole
 
 
 def text(value: object) -> str:
@@ -40,3 +40,10 @@ def test_none_is_only_for_what_may_be_left_out() -> None:
 
 def test_which_are_required() -> None:
     assert [d.required for d in declarations(Thing)] == [True, True, False, False]
+
+
+def test_a_forgotten_bar_is_told() -> None:
+    with pytest.raises(UsageError, match=r"write a bar between them: \.\.\. 1 \| downsample:\.\.\."):
+        parse_spec("gaussian_blur:sigma=1 downsample:factor=4")
+    assert parse_spec("inpaint:mask=my mask.png")[1] == {"mask": "my mask.png"}
+    assert parse_spec("inpaint:mask=C: a.png")[1] == {"mask": "C: a.png"}

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pickle  # noqa: TID251 - a round trip of our own objects
+import re
 import subprocess
 import sys
 import types
@@ -390,3 +391,38 @@ def scaffold_full() -> str:
     from invdiff.cli.errors import DISK_FULL
 
     return DISK_FULL
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ("torch.fft.fft2(x)", "as two channels"),
+        ("(x > 0.5).long()", "end it with .to(x.dtype)"),
+        ("x.numpy()", "one tensor"),
+        ("x[..., ::2]", "measurement_shape says (3, 12, 16)"),
+    ],
+)
+def test_what_A_must_not_answer_is_told_before_the_run(folder: Path, answer: str, words: str) -> None:
+    Path("my_op.py").write_text(CODE.replace("self.gain * x.flip(-1)", answer))
+    commands = [("restore", "a.png", "-o", "x.png", "--solver", "dps", "--steps", "2")]
+    if "::2" not in answer:  # simulating needs no shape map
+        commands.append(("degrade", "a.png", "-o", "y.tiff"))
+    for command in commands:
+        result = invoke(*command, "--operator", "my_op.py", "--noise", "0.1")
+        assert result.exit_code == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not Path("x.png").exists() and not Path("y.tiff").exists()
+
+
+def test_a_class_without_a_docstring_is_listed_as_such(folder: Path) -> None:
+    lines = CODE.splitlines()
+    Path("my_op.py").write_text("\n".join(line for line in lines if '"""' not in line))
+    assert "\n(no docstring says what it does)\n" in succeed("operators", "show", "my_op.py")
+
+
+def test_the_list_says_what_each_kind_of_operator_offers() -> None:
+    listing = succeed("operators", "list")
+    rows = [re.split(r" {2,}", line.strip(), maxsplit=2) for line in listing.splitlines() if line[:1].isalpha()]
+    offers = {row[0]: row[1] for row in rows if len(row) > 1}
+    assert offers["mri_multicoil"] == "linear" and offers["kernel_blur"] == "linear, svd?"
+    assert offers["gamma"] == "differentiable" and offers["inpaint"] == "linear, svd"
+    assert offers["linear, svd"] == "all 21" and "all but mcg_diff" in listing

@@ -156,23 +156,52 @@ def test_auto_without_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("spec", "single", "several"),
-    [("jpeg", "dpir", "diffpir"), ("gamma", "dpir", "diffpir"), ("saturate", "fast_dips", "fast_dips")],
+    [("jpeg", "dpir", "tmpd"), ("gamma", "dpir", "diffpir"), ("saturate", "fast_dips", "fast_dips")],
 )
 def test_auto_for_operators_that_are_not_linear(spec: str, single: str, several: str) -> None:
+    """The best of docs/tables/nonlinear.md for noise 0.05, and the best of those that draw."""
     assert choose(operators.get(spec), SHAPE, 0.1).spec == solvers.get(single, steps=20).spec
-    assert choose(operators.get(spec), SHAPE, 0.1, 7, several=True).spec == solvers.get(several, steps=7).spec
+    assert choose(operators.get(spec), SHAPE, 0.1, 7, several=True).name == several
+
+
+def test_families_that_are_not_linear_are_ranked_by_one_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        ("tone", "daps", 3.0),
+        ("tone", "dpir", 5.0),
+        ("phase", "daps", 4.0),
+        ("phase", "dpir", 1.0),
+        ("phase", "dps", 9.0),
+    ]
+    scores = [Score(kind, 0.1, 20, spec, 20, None, gain, None) for kind, spec, gain in lines]
+    monkeypatch.setattr(recommendation, "scores", lambda: (*TABLE, *scores))
+    assert names("gamma", 0.1) == names("gamma", 0.1, aim="single") == ["dpir", "daps"]
+    assert names("gamma", 0.1, aim="sample") == [] and names("phase_retrieval", 0.1)[0] == "dps"
+
+    class Unmeasured(type(operators.get("gamma"))):
+        family = "other"
+
+    # Of no measured family: the mean over those that are not linear, of the solvers measured in all of them.
+    found = recommend(Unmeasured(), SHAPE, 0.1)
+    assert [(s.family, s.solver, s.gain, s.single) for s, _ in found] == [
+        ("nonlinear", "daps", None, 3.5),
+        ("nonlinear", "dpir", None, 3.0),
+    ]
 
 
 def test_the_shipped_table_is_complete_and_true_to_the_registry() -> None:
     scores = recommendation.scores()
     cells = {(score.family, score.noise, score.budget) for score in scores}
     spatial = {"denoising", "blur", "motion", "downsampling", "inpainting"}
-    assert spatial | set(recommendation.PIXELWISE) == {score.family for score in scores}
+    nonlinear = set(recommendation.NONLINEAR)
+    assert spatial | set(recommendation.PIXELWISE) | nonlinear == {score.family for score in scores}
     assert 20 in {score.budget for score in scores}
     assert min(score.noise for score in scores) <= 0.01 and max(score.noise for score in scores) >= 0.2
     for kind, noise, budget in cells:
         specs = {s.solver for s in scores if (s.family, s.noise, s.budget) == (kind, noise, budget)}
         # More calls were measured of those that use them best.
+        if kind in nonlinear:
+            assert {"daps", "fast_dips", "mmps"} <= specs and ({"diffpir", "dpir", "dps"} <= specs or budget > 20)
+            continue
         assert {"diffpir", "dpir"} <= specs and ({"dps", "pigdm"} <= specs or budget > 20), (kind, noise, budget)
     for score in scores:
         solver = within(score.solver, score.budget)
@@ -187,5 +216,9 @@ def test_command() -> None:
     assert f"--solver {best.spec}" in result.output and "blur, noise 0.05" in result.output
     more = run(main, ["solvers", "recommend", "--operator", "inpaint", "--noise", "0.05", "--all", "--aim", "sample"])
     assert more.exit_code == 0 and len(more.output.splitlines()) > 7
+    curve = run(main, ["solvers", "recommend", "--operator", "gamma", "--noise", "0.05"])
+    assert curve.exit_code == 0 and "tone, noise 0.05" in curve.output and "Example: --solver dpir" in curve.output
+    spread = run(main, ["solvers", "recommend", "--operator", "gamma", "--noise", "0.05", "--aim", "sample"])
+    assert spread.exit_code == 2 and "use --aim single" in spread.stderr
     wrong = run(main, ["solvers", "recommend", "--operator", "inpaint", "--noise", "0.05", "--shape", "3x"])
     assert wrong.exit_code != 0

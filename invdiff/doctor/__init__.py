@@ -48,9 +48,10 @@ CHECKS: dict[str, tuple[Check, tuple[str, ...]]] = {
     "linear": (linearity.linear, REPEATABLE),
     "adjoint": (linearity.adjoint, MAPS),
     "gradient": (linearity.gradient, (*MAPS, "adjoint")),
+    "A_jvp": (linearity.forward, (*MAPS, "adjoint", "gradient")),
     "decomposition": (inverses.decomposition, (*MAPS, "adjoint")),
     "pseudo-inverse": (inverses.pseudo_inverse, INVERSES),
-    "prox_l2": (inverses.prox_l2, INVERSES),
+    "prox_l2": (inverses.prox_l2, (*INVERSES, "gradient", "A_jvp")),
     "solve_data": (inverses.solve_data, INVERSES),
     "norm": (inverses.norm, INVERSES),
     "observed mask": (contract.observed, (*REPEATABLE, "shape map")),
@@ -68,6 +69,8 @@ EXCEPTIONS = {
     "same dtype": "a table keeps its own dtype: cast it with .to(x)",
     "should be the same": "a table keeps its own dtype or device: cast it with .to(x)",
     "on the same device": "a table stays on its own device: move it with .to(x)",
+    "forward mode AD": "A calls a torch.autograd.Function without a jvp: write one, or write A_jvp",
+    "jvp": "A calls a torch.autograd.Function without a jvp: write one, or write A_jvp",
     "in-place operation": "A writes into its input: work on a new tensor",
 }
 

@@ -8,6 +8,7 @@ import torch
 
 from invdiff.operator import SVD, TOLD_ABOVE, Operator
 
+from . import proximal
 from .causes import number
 from .report import Line, by, failed, not_applicable, passed, within
 from .subject import Mismatch, Subject, fit, gap, inner, quiet
@@ -131,9 +132,9 @@ def pseudo_inverse(s: Subject) -> Line:
 
 
 def prox_l2(s: Subject) -> Line:
-    """The gradient gamma A^T (A p - y) + p - z vanishes at p = prox_l2(z, y, gamma)."""
+    """The gradient gamma A^T (A p - y) + p - z vanishes at p = prox_l2(z, y, gamma); if A is not linear: proximal.py."""
     if not s.operator.linear:
-        return not_applicable("A is not linear")
+        return proximal.prox_l2(s)
     s, where = _target(s)
     z, y = s.images(40), s.measurements(41)
     gamma = CONDITION / (s.norm**2 or 1.0)

@@ -9,8 +9,8 @@ import torch
 from invdiff.operator import Operator
 
 from .causes import number, why_adjoint_differs
-from .report import Line, failed, not_applicable, passed, within
-from .subject import Subject, fit, gap, inner
+from .report import Line, by, failed, not_applicable, passed, within
+from .subject import Mismatch, Subject, fit, gap, inner
 
 SECANT = 0.25
 """Step of the difference quotient where A is piecewise constant and its gradient a substitute, in [0, 1] units."""
@@ -111,6 +111,39 @@ def gradient(s: Subject) -> Line:
     if not op.differentiable:
         return not_applicable("declared not differentiable")
     return _differences(s)
+
+
+def forward(s: Subject) -> Line:
+    """A_jvp: equal to A if A is linear; if not, <v, J u> = <J^T v, u> with the A_vjp that was checked before."""
+    op = s.operator
+    x, u = s.pictures(8), s.images(9)
+    if not (op.linear or op.differentiable):
+        return not_applicable("declared not differentiable")
+    with torch.no_grad():
+        Ju = op.A_jvp(x.clone(), u.clone())
+    if tuple(Ju.shape[1:]) != s.out:
+        cause = "it answers with A_vjp's shape" if tuple(Ju.shape[1:]) == s.shape else ""
+        raise Mismatch(f"A_jvp answers in the shape {by(tuple(Ju.shape[1:]))} for measurements of {by(s.out)}", cause)
+    if op.linear:
+        return within(gap(Ju, s.A(u)), s.tolerance, "A_jvp(x, u) = A(u) to", "of a linear A it is A(u): delete A_jvp")
+    # v partly along J u, so that no inner product is a small number.
+    v = s.measurements(10).double()
+    v = Ju.double() / (float(Ju.double().norm()) or 1.0) + v / v.norm()
+    back = s.A_vjp(x, v.to(x))
+    ours, theirs = inner(v, Ju), inner(back, u)
+    scale = float(v.norm()) * float(Ju.double().norm()) + float(back.double().norm()) * float(u.double().norm())
+    error = float((ours - theirs).abs().max()) / (scale or 1.0)
+    text = "<v, J u> = <J^T v, u> to"
+    # Kinks and toes: both derivatives are of the same formula, so that only rounding parts them.
+    if error <= 100 * s.tolerance:
+        return within(error, 100 * s.tolerance, text)
+    factor, rest = fit(ours, theirs)
+    cause = f"A_jvp is {number(factor)} times what A_vjp is the transpose of" if rest <= 1e-3 else ""
+    if gap(Ju, s.A(u)) <= s.tolerance:
+        cause = "it answers A(u), as if A were linear"
+    elif gap(Ju, Operator.A_jvp(op, u, x)) <= 100 * s.tolerance:
+        cause = "x and u are exchanged: A_jvp(x, u) is J(x) u"
+    return within(error, 100 * s.tolerance, text, cause, factor=factor)
 
 
 def _differences(s: Subject) -> Line:

@@ -90,7 +90,7 @@ def noise_model(noise: Any, *, zero: bool = False) -> NoiseModel:
                 f"noise {noise!r} is neither a number nor a noise model; write 0.05 or 12.75/255 (images are in [0, 1]), "
                 f"or one of {', '.join(names())}, as in poisson:gain=0.02"
             )
-        model = build(REGISTRY[name], name, values)
+        model = build(REGISTRY[name], name, REGISTRY[name].read(values))
     else:
         model = Gaussian(check_noise(noise, zero=zero))
     if isinstance(model, Gaussian):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -19,6 +19,11 @@ class NoiseModel(Method):
     name: ClassVar[str] = "noise model"
     signal_dependent: ClassVar[bool] = False
     """Whether the size of the noise, or which entries count, is read from y: images are then solved one by one."""
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The parameters that a spec's key=value pairs stand for, where one may be told in another unit."""
+        return values
 
     def sample(self, z: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """y for each row of z from its own CPU generator. Raises UsageError for a z that cannot be."""

@@ -3,8 +3,8 @@
     poisson            y = gain k,  k ~ Poisson(z / gain)                  variance gain z
     poisson_gaussian   y = gain k + sigma n                                variance gain z + sigma^2
 
-gain is the brightness, in [0, 1] units, of one count (one photon, one electron): white is 1 / gain counts. The convention is
-deepinv's (PoissonNoise, normalised).
+gain is the brightness, in [0, 1] units, of one count (one photon, one electron): white is 1 / gain counts, and a spec may say
+photons=1000 for gain=1/1000. The convention is deepinv's (PoissonNoise, normalised).
 
 Both have the score  d log p(y | z) / dz = (y - z) / variance(z): exact for the first. The second's density is an
 infinite sum; in its place stands that of a Poisson variable with the same mean and variance, moved by sigma^2 / gain:
@@ -13,9 +13,10 @@ infinite sum; in its place stands that of a Poisson variable with the same mean 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -29,7 +30,7 @@ from .base import NoiseModel, normal
 DARK = 0.01
 # Rounding, and ringing below half a grey level of 8 bits, may make A(x) negative; more is not a brightness.
 ROUNDING = 2e-3
-GAIN = "brightness of one count, in [0, 1] units; white is 1 / gain counts"
+GAIN = "brightness of one count, in [0, 1] units; white is 1 / gain counts (or photons=COUNTS of white)"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,24 @@ class _Counts(NoiseModel):
     signal_dependent: ClassVar[bool] = True
 
     gain: float = parameter(kind=fraction, above=0, help=GAIN, unit="[0,1]")
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """photons=N, the counts of white, is gain=1/N. Raises UsageError for both, and for N that is not above 0."""
+        if "photons" not in values:
+            return values
+        if "gain" in values:
+            raise UsageError(
+                f"{cls.name}: photons={values['photons']} and gain={values['gain']} say the same twice; white is photons = "
+                "1 / gain counts: give one"
+            )
+        try:
+            photons = fraction(values["photons"])
+        except ValueError:
+            photons = 0.0
+        if not 0 < photons < math.inf:
+            raise UsageError(f"{cls.name}: photons={values['photons']!r} must be a number > 0, the counts of white")
+        return {key: value for key, value in values.items() if key != "photons"} | {"gain": 1 / photons}
 
     @property
     def quantum(self) -> float:

@@ -1,8 +1,7 @@
 """`solver="auto"`: the solver that restores best, as measured, for the operator, the noise level and the number of calls.
 
 The first line of `recommendation.recommend` for the aim single, or psnr where a mean of several samples is asked for. Where
-nothing was measured it is `diffpir` for linear operators. For others it is what restored best in `benchmarks/nonlinear.py`
-(docs/tables/nonlinear.md) for the operator's family, and for one of no such family `daps`, the best in none but bad in none.
+nothing was measured it is `diffpir`, which takes any operator that is linear or differentiable.
 """
 
 from __future__ import annotations
@@ -14,8 +13,6 @@ from invdiff.solvers.recommendation import recommend
 
 CALLS = 20
 """Network calls of `auto`, where the user gives no steps."""
-NONLINEAR = {"tone": "dpir", "compression": "dpir", "phase": "dpir", "saturation": "fast_dips"}
-"""Family of operators that are not linear -> the solver for one estimate, where that is not `daps`."""
 
 
 def choose(
@@ -28,7 +25,4 @@ def choose(
     for _, solver in found:
         if not (several and solver.deterministic):  # several equal samples would tell nothing
             return solver
-    name = "diffpir" if operator.linear else NONLINEAR.get(operator.family, "daps")
-    # A point estimate has no spread: `diffpir` is its neighbour that draws.
-    name = "diffpir" if several and solvers.get(name).deterministic else name
-    return solvers.get(name, steps=CALLS if calls is None else calls)
+    return solvers.get("diffpir", steps=CALLS if calls is None else calls)

@@ -1,7 +1,8 @@
 """Which solver for which problem: what was measured, not what was guessed.
 
-`recommendations.json` holds the scores of every solver on photographs held back from the training of the shipped prior, for
-each family of operators, noise level and number of network calls; `benchmarks/recommend.py` makes it. Three aims:
+`recommendations.json` holds the scores of every solver on photographs for each family of operators, noise level and number of
+network calls. `benchmarks/recommend.py` makes it, on photographs held back from the training of the shipped prior, and
+`benchmarks/nonlinear.py` what concerns operators that are not linear. Three aims:
 
     psnr      the largest gain in PSNR of the mean over a few samples: the estimate of least squared error
     single    the largest gain in PSNR of one sample: an estimate at the cost of one run
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 from invdiff import solvers
 from invdiff.errors import UsageError, unknown
@@ -23,28 +25,33 @@ from invdiff.operator import Operator, Shape
 from invdiff.solvers.base import Solver
 
 AIMS = ("psnr", "single", "sample")
-OTHER = "other"
+OTHER, CURVED = "other", "nonlinear"
 PIXELWISE = ("colour", "mixing")
+NONLINEAR = ("tone", "saturation", "compression", "phase")
 
 
 @dataclass(frozen=True)
 class Score:
     """One line of the table: a solver's spec on a family of operators at a noise level (sigma_y in [0, 1] units) with a
     budget of network calls for one sample. gain: of PSNR over the measurement, by the mean of the samples, dB; single: by
-    one sample; crps: [0, 1] units; calls: used, at most budget."""
+    one sample; crps: [0, 1] units; calls: used, at most budget.
+
+    For operators that are not linear (`benchmarks/nonlinear.py`) single is the gain over the first guess, and only that was
+    measured: gain and crps are None."""
 
     family: str
     noise: float
     budget: int
     solver: str
     calls: int
-    gain: float
+    gain: float | None
     single: float
-    crps: float
+    crps: float | None
 
     def rank(self, aim: str) -> float:
-        """Higher is better."""
-        return {"psnr": self.gain, "single": self.single, "sample": -self.crps}[aim]
+        """Higher is better. One sample stands for a mean that was not measured; nothing does for a CRPS: minus infinity."""
+        mean = self.single if self.gain is None else self.gain
+        return {"psnr": mean, "single": self.single, "sample": -math.inf if self.crps is None else -self.crps}[aim]
 
 
 @cache
@@ -61,7 +68,9 @@ def family(operator: Operator, image_shape: Shape) -> str:
         s = operator.svd(image_shape).singular_values
         if float(s.min()) > 0.999 * float(s.max()):
             return "denoising"
-    return operator.family if operator.linear else "nonlinear"
+    if operator.linear:
+        return operator.family
+    return operator.family if operator.family in NONLINEAR else CURVED
 
 
 def recommend(
@@ -86,7 +95,7 @@ def recommend(
     best: dict[str, tuple[Score, Solver]] = {}
     for score in sorted(_nearest(table, noise, budget), key=lambda score: -score.rank(aim)):
         solver = within(score.solver, min(budget, score.budget))
-        if solver is not None and not solver.missing(operator):
+        if solver is not None and not solver.missing(operator) and score.rank(aim) > -math.inf:
             best.setdefault(score.solver, (score, solver))
     return list(best.values())
 
@@ -115,22 +124,23 @@ def _nearest(table: Iterable[Score], noise: float, budget: int) -> list[Score]:
 
 
 def _averaged(kind: str) -> list[Score]:
-    """For a linear operator of no measured family: the mean over the families, of the solvers measured in all of them.
+    """For an operator of no measured family: the mean over the families, of the solvers measured in all of them; over those
+    that are not linear for one that is not.
 
     Those that mix channels, pixel by pixel, are left out: what is open there says nothing of what is open in space."""
-    if kind == "nonlinear":
-        return []
+    kin = [s for s in scores() if (s.family in NONLINEAR) == (kind == CURVED) and s.family not in PIXELWISE]
     cells: dict[tuple[float, int, str], list[Score]] = {}
-    for score in (score for score in scores() if score.family not in PIXELWISE):
+    for score in kin:
         cells.setdefault((score.noise, score.budget, score.solver), []).append(score)
     most = max(map(len, cells.values()), default=0)
 
-    def mean(name: str, lines: Iterable[Score]) -> float:
-        return sum(getattr(line, name) for line in lines) / most
+    def mean(name: str, lines: Iterable[Score]) -> Any:
+        values = [getattr(line, name) for line in lines]
+        return None if None in values else sum(values) / most
 
     return [
         Score(
-            OTHER, noise, budget, solver, lines[0].calls,
+            CURVED if kind == CURVED else OTHER, noise, budget, solver, lines[0].calls,
             mean("gain", lines), mean("single", lines), mean("crps", lines),
         )
         for (noise, budget, solver), lines in cells.items()

@@ -17,8 +17,9 @@ so that errors of the twist cost effective sample size and not exactness. With p
     C_y             = r^2 I - r^4 A^T (r^2 A A^T + sigma_y^2 I)^-1 A      r^2 = sigma_t^2 nu / (sigma_t^2 + nu)
 
 `twist` says what C is in g_t. tweedie: sigma_t^2 dD/dx itself, by one backward pass for each measured value (the whole m x m
-matrix, so for few of them; MAX_TWEEDIE is where auto stops). scalar: r^2 I with nu = data_std^2, for any linear A. plain:
-A C A^T = r^2 I, for any differentiable A. auto takes the first that fits.
+matrix, so for few of them; MAX_TWEEDIE is where auto stops). scalar: r^2 I with nu = data_std^2, and for A its Jacobian H at
+D where it is not linear: r^2 H H^T + sigma_y^2 I damps what a steep curve would make overshoot; its determinant is left out,
+as for a linear A. plain: A C A^T = r^2 I. auto takes the first that fits.
 
 Differs from the paper:
 - the kernel's variance: nu = spread^2 in p and q. The paper's model has r = 0 (the DDPM variance v^2, too small for coarse
@@ -40,7 +41,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.errors import UsageError
+from invdiff.linalg import solve
 from invdiff.parameters import parameter
 from invdiff.priors.base import Prior
 from invdiff.problem import Problem
@@ -50,6 +51,8 @@ from invdiff.solvers.tweedie import Moments
 
 TWISTS = ("auto", "tweedie", "scalar", "plain")
 MAX_TWEEDIE = 16
+LOCAL_TOLERANCE, LOCAL_ITERATIONS = 1e-2, 20
+"""Of the inverse at a point where A is not linear: a twist is an approximation anyway, and weights make up for it."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +74,25 @@ class TDS(ParticleSolver):
 
     def _twist(self, problem: Problem) -> str:
         few = math.prod(problem.y.shape[1:]) <= MAX_TWEEDIE
-        if self.twist == "auto":
-            return "tweedie" if few else "scalar" if problem.operator.linear else "plain"
-        if self.twist == "scalar" and not problem.operator.linear:
-            raise UsageError(f"tds: twist=scalar needs a linear operator, which {problem.operator} is not; take plain")
-        return self.twist
+        return self.twist if self.twist != "auto" else "tweedie" if few else "scalar"
 
 
 def _variance(sigma: float, deviation: float) -> float:
     """r^2 = sigma^2 nu / (sigma^2 + nu): Var[x_0 | x] of Gaussian data."""
     nu = deviation**2
     return sigma**2 * nu / (sigma**2 + nu)
+
+
+def _solved(p: Moments, r2: float, noise: float) -> torch.Tensor:
+    """(r^2 H H^T + sigma_y^2 I)^-1 (y - A D), with H the Jacobian at D where A is not linear."""
+    A = p.operator
+    if A.linear:
+        return A.solve_data(p.residual, r2, noise)
+
+    def apply(v: torch.Tensor) -> torch.Tensor:
+        return r2 * A.A_jvp(p.clean, A.A_vjp(p.clean, v)) + noise * v
+
+    return solve(apply, p.residual, tolerance=LOCAL_TOLERANCE, iterations=LOCAL_ITERATIONS).x
 
 
 class _Twisted(Filter):
@@ -95,10 +106,10 @@ class _Twisted(Filter):
         if self.twist == "tweedie":
             shift, log_g = self._tweedie(p)
         else:
-            r2, A = _variance(sigma, self.settings.data_std), p.operator
+            r2 = _variance(sigma, self.settings.data_std)
             noise = self.problem.sigma_y**2
-            q = A.solve_data(p.residual, r2, noise) if self.twist == "scalar" else p.residual / (r2 + noise)
-            # The determinant is the same for all particles, so it is left out.
+            q = _solved(p, r2, noise) if self.twist == "scalar" else p.residual / (r2 + noise)
+            # The determinant is the same for all particles, or (A not linear) part of what weights make up for.
             shift, log_g = p.covariance_adjoint(q), -0.5 * inner(p.residual, q)
         return View(x, p.clean, p.clean + shift, log_g, {"log_g": log_g})
 

@@ -13,7 +13,7 @@ from laws.test_solver_laws import make_problem, path_error
 
 import invdiff
 from invdiff import operators, solvers
-from invdiff.errors import UsageError
+from invdiff.errors import NumericalError, UsageError
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
 from invdiff.problem import Problem
@@ -103,20 +103,46 @@ def test_particles_that_cannot_fit_are_refused(monkeypatch: pytest.MonkeyPatch) 
     invdiff.restore(problem.y, particles=10, **settings)
 
 
-def test_scalar_twist_refuses_a_nonlinear_operator() -> None:
-    class Squared(operators.get("identity").__class__):
-        linear = False
+class Squared(operators.get("identity").__class__):
+    linear = False
+    has_svd = False
+    A_vjp = invdiff.operator.Operator.A_vjp
 
-        def A(self, x: torch.Tensor) -> torch.Tensor:
-            return x**2
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return x**2
 
-        A_vjp = invdiff.operator.Operator.A_vjp
-        has_svd = False
 
-    prior = GaussianPrior(torch.full((1, 8, 8), 0.5, dtype=torch.float64), 0.05)
-    y = torch.full((1, 1, 8, 8), 0.3, dtype=torch.float64)
-    with pytest.raises(UsageError, match=r"twist=scalar needs a linear operator.*take plain"):
-        invdiff.restore(y, Squared(), 0.1, prior=prior, solver="tds:twist=scalar", steps=2)
+class Doubled(Squared):
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def flat(value: float) -> torch.Tensor:
+    return torch.full((1, 8, 8), value, dtype=torch.float64)
+
+
+def test_the_scalar_twist_follows_the_slope_of_a_curve() -> None:
+    """y = x^5 has slope 5 at 1: a twist that takes it for 1 overshoots, step by step further."""
+    curve = operators.get("gamma:exponent=5")
+    n = torch.randn(2, 1, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    y, prior = curve.A(0.7 + 0.2 * n[0]) + 0.02 * n[1], GaussianPrior(flat(0.7), 0.04)
+    solution = invdiff.restore(y, curve, 0.02, prior=prior, solver="tds:particles=1", steps=20)
+    assert float(solution.residual) < 2
+    with pytest.raises(NumericalError):
+        invdiff.restore(y, curve, 0.02, prior=prior, solver="tds:particles=1,twist=plain", steps=20)
+
+
+def test_the_scalar_twist_of_a_curve_that_is_straight_is_that_of_the_line() -> None:
+    y, prior = flat(0.9)[None], GaussianPrior(flat(0.5), 0.05)
+    settings = dict(noise=0.1, prior=prior, solver="tds:twist=scalar,particles=4", steps=5)
+    line = invdiff.restore(y, 2 * operators.get("identity"), **settings).mean
+    curve = invdiff.restore(y, Doubled(), **settings).mean
+    other = invdiff.restore(y, Squared(), **settings).mean
+    assert torch.allclose(curve, line, atol=1e-9) and not torch.allclose(other, line, atol=1e-2)
+
+
+def test_a_nonlinear_operator_is_followed() -> None:
+    y, prior = flat(0.3)[None], GaussianPrior(flat(0.5), 0.05)
     x = invdiff.restore(y, Squared(), 0.05, prior=prior, solver="tds", steps=30).mean
     # y says |x| = sqrt(0.3), with a deviation of 0.05 / (2 sqrt(0.3)) = 0.046 a pixel; the prior (0.22) pulls by 4 % of 0.05.
     assert abs(float(x.mean()) - 0.3**0.5) < 0.046, float(x.mean())
