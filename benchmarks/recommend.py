@@ -27,6 +27,7 @@ from invdiff.evaluation.comparison import compare
 from invdiff.evaluation.metrics import crps
 from invdiff.images import centre
 from invdiff.restoration import resolve_prior
+from invdiff.solvers.auto import CALLS
 from invdiff.solvers.recommendation import AIMS, PIXELWISE, Score, within
 from invdiff.training.decoding import load, to_unit
 from invdiff.training.entries import find_entries
@@ -92,7 +93,7 @@ def measure(
 
 
 def tables(record: dict[str, Any], folder: Path) -> None:
-    """solvers.md: one line a solver at the middle noise level and the smallest budget; recommendations.md: everything."""
+    """solvers.md: one line a solver at the middle noise level and the usual budget; recommendations.md: everything."""
     scores = [Score(**line) for line in record["scores"]]
     levels = sorted({score.noise for score in scores})
     budgets = sorted({score.budget for score in scores})
@@ -128,7 +129,8 @@ def tables(record: dict[str, Any], folder: Path) -> None:
         f"{record['protocol']}."
     )
     middle = min(levels, key=lambda level: abs(level - 0.05))
-    first = [*lines(middle, budgets[0], SPATIAL), "", f"Noise {middle:g}, {budgets[0]} network calls a sample. {note}"]
+    usual = min(budgets, key=lambda budget: abs(budget - CALLS))
+    first = [*lines(middle, usual, SPATIAL), "", f"Noise {middle:g}, {usual} network calls a sample. {note}"]
     everything = [note]
     for budget in budgets:
         for noise in levels:

@@ -60,6 +60,7 @@ axes = options.together(
     repeated("--operator", "operators", "SPEC", "Forward operator A"),
     repeated("--noise", "noises", "SIGMA|SPEC", "Noise, as `degrade` takes it"),
     repeated("--solver", "solvers", "SPEC", "Solver, default auto"),
+    repeated("--preset", "presets", "FILE", "Solver with the settings that `tune` found"),
     repeated("--steps", "steps", "N", "Network calls, default the solver's", click.IntRange(min=1)),
     repeated("--prior", "priors", "PRIOR", "As `restore` takes it, default natural"),
     repeated("--seed", "seeds", "N", "Seed of the noise and the samples, default 0", click.IntRange(min=0)),
@@ -186,6 +187,10 @@ def _from_options(data: str | None, given: dict[str, Any]) -> Suite:
         for name in ("operators", "noises", "solvers", "steps", "priors", "seeds")
         if given[name]
     }
+    if given["presets"]:
+        from invdiff.solvers import load_preset
+
+        axes["solvers"] = [*axes.get("solvers", ()), *(load_preset(path).solver.spec for path in given["presets"])]
     axes["operators"] = [absolute(text) for text in axes["operators"]]
     protocol = Protocol(
         eight_bit=not given["float_metrics"],

@@ -316,6 +316,16 @@ def test_library_returns_rows_and_images(prior: Path) -> None:
         invdiff.evaluate("nowhere", "identity")
 
 
+def test_a_preset_is_a_solver_with_its_settings(data: Path, prior: Path) -> None:
+    given = ["--data", data, *BLUR, "--prior", prior, "--limit", 1, "--device", "cpu", "--precision", "fp32"]
+    tuning = ["tune", *given[:-6], "--solver", "diffpir", "--steps", 3, "--trials", 2, "--limit", 2, "-o", "blur.yaml"]
+    assert CliRunner().invoke(main, [str(word) for word in [*tuning, "--prior", prior]]).exit_code == 0
+    tuned = invdiff.solvers.load_preset("blur.yaml").solver
+    succeed(*given, "--preset", "blur.yaml", "--solver", "ddnm:steps=2", "--out", "run")
+    assert [line["solver"]["name"] for line in load("run").results] == ["ddnm", "diffpir"]
+    assert load("run").results[1]["solver"] == tuned.settings() and load("run").results[1]["nfe"] == 3
+
+
 def test_images_of_the_prior_test_a_solver(prior: Path, data: Path) -> None:
     arguments = ["--data", data, *BLUR, *FAST, "--prior", prior, "--limit", 1, "--crop", 16, "--out", "run"]
     result = succeed(*arguments, "--samples", 4, "--simulations", 20)
