@@ -62,25 +62,28 @@ def write_images(folder: Path, count: int = 8) -> None:
     (folder / "images" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
 
 
-def run(words: list[str], seconds: float | None = None) -> tuple[bool, float]:
-    """Whether the command came to its end before `seconds`, when it is killed, and how long it took."""
-    started = time.perf_counter()
+def run(words: list[str], out: Path, lines: int | None = None, delay: float = 0.0) -> bool:
+    """Whether the command came to its end; else it was killed `delay` seconds after its results had so many lines."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        return False, time.perf_counter() - started
+    while lines is not None and process.poll() is None:
+        if len(sorted_lines(out)) >= lines:
+            time.sleep(delay)
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.005)
+    _, errors = process.communicate()
+    if process.returncode == -signal.SIGKILL:
+        return False
     if process.returncode != 1:  # one image is broken, and the exit code says so
         raise RuntimeError(f"exit code {process.returncode}: {errors}")
-    return True, time.perf_counter() - started
+    return True
 
 
 def sorted_lines(out: Path) -> list[bytes]:
     """The lines of the results."""
-    return sorted((out / "results.jsonl").read_bytes().splitlines())
+    path = out / "results.jsonl"
+    return sorted(path.read_bytes().splitlines()) if path.exists() else []
 
 
 def main() -> int:
@@ -97,22 +100,24 @@ def main() -> int:
         folder = arguments.keep or Path(temporary)
         write_images(folder)
         whole = folder / "whole"
-        _, seconds = run(command(folder, arguments.prior, whole, arguments.batch_size))
+        run(command(folder, arguments.prior, whole, arguments.batch_size), whole)
         expected = sorted_lines(whole)
-        print(f"without a kill: {len(expected)} results in {seconds:.1f} s")
+        print(f"without a kill: {len(expected)} results")
         kills, ended, same, out = 0, 0, True, folder / "killed-0"
         while kills < arguments.kills or not ended:
-            limit = draws.uniform(0.2, 1.05) * seconds if kills < arguments.kills else None
-            finished, _ = run(command(folder, arguments.prior, out, arguments.batch_size), limit)
-            if not finished:
+            left = kills < arguments.kills
+            there = len(sorted_lines(out))
+            # Soon after what is there, so that an evaluation is killed several times before its end.
+            target = draws.randint(there, max(there, min(there + 6, len(expected) - 1))) if left else None
+            words = command(folder, arguments.prior, out, arguments.batch_size)
+            if not run(words, out, target, draws.expovariate(20)):
                 kills += 1
-                found = sorted_lines(out) if (out / "results.jsonl").exists() else []
-                print(f"kill {kills}: {len(found)} lines", flush=True)
+                print(f"kill {kills}: {len(sorted_lines(out))} lines", flush=True)
                 continue
             ended += 1
             equal = sorted_lines(out) == expected
             same = same and equal
-            print(f"ended: {'the same' if equal else 'DIFFERENT'}")
+            print(f"ended: {'the same' if equal else 'DIFFERENT'}", flush=True)
             out = folder / f"killed-{ended}"
     verdict = "every store the same as without, byte by byte" if same else "stores differ"
     print(f"{kills} kills, {ended} evaluations ended; {verdict}")

@@ -81,7 +81,9 @@ scores = options.together(
     click.option(
         "--border", type=click.IntRange(min=0), metavar="PIXELS", help="Leave out an edge so wide, default 0."
     ),
-    click.option("--perceptual", metavar="NAME", multiple=True, help="Also lpips or dists, if at hand; repeatable."),
+    click.option(
+        "--perceptual", metavar="NAME", multiple=True, help="Also lpips, dists or fid, if at hand; repeatable."
+    ),
 )
 work = options.together(
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N images of each data set."),
@@ -256,6 +258,7 @@ def _run(
 ) -> int:
     from tqdm import tqdm
 
+    from invdiff.evaluation import sets
     from invdiff.evaluation.runner import evaluate as run
     from invdiff.evaluation.runner import schedule
     from invdiff.evaluation.store import Store
@@ -284,12 +287,14 @@ def _run(
 
         try:
             outcome = run(
-                plan, store, done, batch_size=batch_size, limit=limit, share=share, pictures=pictures,
+                plan, store, done, batch_size=batch_size, limit=limit, share=share,
+                pictures=None if sets.wanted(plan) else pictures,
                 progress=progress, notify=lambda text: click.echo(f"note: {text}", err=True),
             )  # fmt: skip
         except KeyboardInterrupt:
             click.echo(f"\nstopped: the results so far are in {out}, and the same command goes on with them", err=True)
             raise
+    sets.measure(plan, store)
     if any(task.cell.simulations for task in plan.tasks):
         _simulate(plan, store, share, batch_size)
     if not quiet_run:

@@ -21,7 +21,7 @@ import invdiff
 from invdiff import operators
 from invdiff.cli.main import main
 from invdiff.errors import ImageError, UsageError
-from invdiff.evaluation import runner, store
+from invdiff.evaluation import perceptual, runner, store
 from invdiff.evaluation.datasets import DataSet, batches
 from invdiff.evaluation.store import Store, load
 from invdiff.evaluation.suite import Cell, check_suite, read_suite, shipped_suites
@@ -314,6 +314,30 @@ def test_library_returns_rows_and_images(prior: Path) -> None:
     assert "tensor, identity, 0.1, diffpir, 2 calls, tiny" in str(found)
     with pytest.raises(UsageError, match="no such folder"):
         invdiff.evaluate("nowhere", "identity")
+
+
+def test_fid_is_of_all_images_of_a_cell(data: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for Inception's features: the mean colour."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def distance(pairs: Any, device: Any) -> float:
+        seen[:] = pairs
+        return float(sum((x - truth).square().sum() for x, truth in seen))
+
+    arguments = ["--data", data, *BLUR, *FAST, "--prior", prior, "--perceptual", "fid", "--pictures", 0, "--out", "run"]
+    monkeypatch.setattr(perceptual, "missing", lambda name: "its weights are not at nowhere")
+    assert re.search(r"FID .*not available: its weights", succeed(*arguments, "--limit", 2).output)
+    assert load("run").sets == {}
+    monkeypatch.setattr(perceptual, "missing", lambda name: "")
+    monkeypatch.setattr(perceptual, "frechet_distance", distance)
+    succeed(*arguments, "--limit", 3)
+    (found,) = load("run").sets.values()
+    assert found["images"] == 3 and len(seen) == 3
+    succeed(*arguments)
+    (found,) = load("run").sets.values()
+    assert found["images"] == 5 and found["fid"] > 0
+    assert CliRunner().invoke(main, ["report", "run"]).exit_code == 0
+    assert "FID" in Path("run/report/table.md").read_text()
 
 
 def test_a_preset_is_a_solver_with_its_settings(data: Path, prior: Path) -> None:

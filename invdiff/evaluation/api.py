@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.evaluation import sets
 from invdiff.evaluation.datasets import DataSet
 from invdiff.evaluation.plan import make_plan
 from invdiff.evaluation.protocol import Protocol
@@ -134,7 +135,9 @@ def evaluate(
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(temporary if out is None else out)
         done = store.open(plan.record(_command(data, out)), force)
-        run(plan, store, done, batch_size=batch_size, limit=limit, pictures=0 if out is None else 4)
+        kept = None if sets.wanted(plan) else 0 if out is None else 4
+        run(plan, store, done, batch_size=batch_size, limit=limit, pictures=kept)
+        sets.measure(plan, store)
         simulate(plan, store, batch_size=batch_size)
         return Evaluation(load(store.folder))
 

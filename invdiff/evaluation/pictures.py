@@ -16,9 +16,9 @@ STD_WHITE = 0.25
 
 
 class Album:
-    """Writes 8-bit PNGs below RUN/pictures, each once."""
+    """Writes 8-bit PNGs below RUN/pictures, each once. count: of the first images of each data set; None: of all."""
 
-    def __init__(self, folder: Path, plan: Plan, count: int) -> None:
+    def __init__(self, folder: Path, plan: Plan, count: int | None) -> None:
         self.folder = folder / "pictures"
         self._kept = {task.data.name: {source.key for source in task.sources[:count]} for task in plan.tasks}
 

@@ -88,15 +88,15 @@ def evaluate(
     batch_size: int | None = None,
     limit: int | None = None,
     share: Share = EVERYTHING,
-    pictures: int = 4,
+    pictures: int | None = 4,
     progress: Progress = lambda task, line, timing: None,
     notify: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Restore and score what is not done, and append it to the store; an image that fails is a line that says why.
 
     done: (cell id, image key). limit: the first images of each data set alone. pictures: images of each data set whose
-    restorations are kept as PNG. progress: called in order, with the lines of a result (timing is None where it failed).
-    Interrupted, what has been restored is written before the exception goes on.
+    restorations are kept as PNG, None: all. progress: called in order, with the lines of a result (timing is None where it
+    failed). Interrupted, what has been restored is written before the exception goes on.
     """
     outcome = Outcome()
     known = store.known_failures()

@@ -1,9 +1,10 @@
 """Where results lie: a folder to which every finished image is appended at once, and from which a run goes on.
 
 results.jsonl holds one line for each image of each cell, with numbers that are the same in every run; timings.jsonl what they
-cost; simulations.jsonl a line for each cell that was tested with images of the prior itself; run.json the settings. A line is
-written with its end by one call under a lock, so that several processes may share the folder, and that a kill loses at most
-the images in flight: what it leaves of a line is cut off before the next is appended.
+cost; simulations.jsonl a line for each cell that was tested with images of the prior itself; sets.jsonl what belongs to all
+images of a cell together; run.json the settings. A line is written with its end by one call under a lock, so that several
+processes may share the folder, and that a kill loses at most the images in flight: what it leaves of a line is cut off before
+the next is appended.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from invdiff.atomic import explained
 from invdiff.errors import ImageError, UsageError
 
 KIND, FORMAT = "invdiff evaluate", 1
-RUN, RESULTS, TIMINGS, SIMULATIONS = "run.json", "results.jsonl", "timings.jsonl", "simulations.jsonl"
+RUN, RESULTS, TIMINGS = "run.json", "results.jsonl", "timings.jsonl"
+SIMULATIONS, SETS = "simulations.jsonl", "sets.jsonl"
 
 Line = dict[str, Any]
 Place = tuple[str, str]  # cell id, image key
@@ -30,13 +32,14 @@ Place = tuple[str, str]  # cell id, image key
 @dataclass(frozen=True, eq=False)
 class Run:
     """What a folder holds. results, timings: the last line of each (cell, image), in the order of the cells and images;
-    simulations: cell -> the record of `sbc.Simulation`."""
+    simulations: cell -> the record of `sbc.Simulation`; sets: cell -> its FID and of how many images."""
 
     folder: Path
     record: Line
     results: list[Line]
     timings: dict[Place, Line] = field(default_factory=dict)
     simulations: dict[str, Line] = field(default_factory=dict)
+    sets: dict[str, Line] = field(default_factory=dict)
 
     @property
     def cells(self) -> list[Line]:
@@ -60,8 +63,8 @@ def load(folder: str | Path) -> Run:
         cell["command"] = _limited(cell, record, sum(line["cell"] == cell["id"] for line in last.values()))
     order = {cell["id"]: number for number, cell in enumerate(record["cells"])}
     results = sorted(last.values(), key=lambda line: order[line["cell"]])  # stable: images as they were appended
-    simulations = {line["cell"]: line for line in _lines(folder / SIMULATIONS)}
-    return Run(folder, record, results, timings, simulations)
+    simulations, sets = ({line["cell"]: line for line in _lines(folder / name)} for name in (SIMULATIONS, SETS))
+    return Run(folder, record, results, timings, simulations, sets)
 
 
 def _limited(cell: Line, record: Line, done: int) -> str:
@@ -138,6 +141,11 @@ class Store:
         """Write what the test of a cell with images of the prior found."""
         with self._locked():
             _append(self.folder / SIMULATIONS, [{"cell": cell, **record}])
+
+    def append_set(self, line: Line) -> None:
+        """Write what belongs to all images of a cell together."""
+        with self._locked():
+            _append(self.folder / SETS, [line])
 
     def known_failures(self) -> dict[Place, str]:
         """(cell, image) -> the error of those that failed."""

@@ -45,6 +45,7 @@ def summaries(run: Run | str | Path) -> list[Summary]:
         seen = [line["before"] for line in lines if line["before"]]
         values |= {f"before_{key}": mean([before[key] for before in seen if key in before]) for key in ("psnr", "ssim")}
         values["seconds"] = mean([run.timings[place]["seconds"] for place in places if place in run.timings])
+        values["fid"] = run.sets.get(name, {}).get("fid", math.nan)
         failed = sum(line["cell"] == name and "error" in line for line in run.results)
         found.append(Summary(cell, len(lines), failed, values))
     return found

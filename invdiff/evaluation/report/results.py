@@ -59,6 +59,11 @@ def _columns(rows: Sequence[Row]) -> list[Shown]:
     for score in SCORES:
         if score.key in present:
             found.append((Column(score.key, score.title, score.about), _scored(score)))
+    if any("fid" in row.cell for row in rows):
+        about = (
+            "Frechet Inception distance of the set of restored images from the set of truths; little below thousands"
+        )
+        found.append((Column("fid", "FID", about), lambda row: number(row.cell.get("fid"), 1)))
     gain = Column("gain", "gain (dB)", "PSNR minus that of the measurement")
     residual = Column("residual", "residual", "||y - A x|| / (sigma_y sqrt m), about 1 where the noise is explained")
     memory = Column("memory", "MB", "peak memory in megabytes, the largest of the images")

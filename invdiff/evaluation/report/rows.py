@@ -116,6 +116,7 @@ def groups(run: Run) -> list[Group]:
         results.setdefault(line["cell"], {})[line["image"]] = line
     found: dict[tuple[str, ...], list[Row]] = {}
     for cell in run.cells:
+        cell = {**cell, **{key: value for key, value in run.sets.get(cell["id"], {}).items() if key == "fid"}}
         row = _row(cell, dict(sorted(results.get(cell["id"], {}).items())), run.timings)
         found.setdefault(tuple(str(cell[name]) for name in GROUP), []).append(row)
     return [Group(dict(zip(GROUP, key, strict=True)), _marked(rows)) for key, rows in found.items()]

@@ -1,0 +1,45 @@
+"""What belongs to a set of images and not to one: FID, from the pictures that a run keeps of all its images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from invdiff.evaluation import perceptual
+from invdiff.evaluation.pictures import file_name
+from invdiff.evaluation.plan import Plan, Task
+from invdiff.evaluation.store import Store, load
+from invdiff.images import read_image
+
+SET_METRICS = ("fid",)
+
+
+def wanted(plan: Plan) -> bool:
+    """Whether the protocol asks for a metric of sets that is at hand; all pictures are kept then."""
+    asked = plan.suite.protocol.perceptual
+    return any(name in asked and not perceptual.missing(name) for name in SET_METRICS)
+
+
+def measure(plan: Plan, store: Store) -> None:
+    """Append the FID of each cell whose images have changed in number since it was measured last."""
+    if not wanted(plan):
+        return
+    run = load(store.folder)
+    for task in plan.tasks:
+        keys = [line["image"] for line in run.of(task.id)]
+        if len(keys) < 2 or run.sets.get(task.id, {}).get("images") == len(keys):
+            continue
+        pairs = _pairs(store.folder / "pictures", task, keys)
+        value = perceptual.frechet_distance(pairs, task.prior.device)
+        store.append_set({"cell": task.id, "images": len(keys), "fid": round(value, 4)})
+
+
+def _pairs(folder: Path, task: Task, keys: list[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(restored, truth) of each image, (1, C, H, W)."""
+    for key in keys:
+        name = file_name(key)
+        files = folder / task.id / f"{name}-restored.png", folder / task.data.name / f"{name}-truth.png"
+        restored, truth = (read_image(path).tensor[None] for path in files)
+        yield restored, truth
