@@ -294,7 +294,7 @@ def _run(
         except KeyboardInterrupt:
             click.echo(f"\nstopped: the results so far are in {out}, and the same command goes on with them", err=True)
             raise
-    sets.measure(plan, store)
+    sets.measure(plan, store, lambda text: click.echo(f"note: {text}", err=True))
     if any(task.cell.simulations for task in plan.tasks):
         _simulate(plan, store, share, batch_size)
     if not quiet_run:

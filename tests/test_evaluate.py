@@ -330,14 +330,16 @@ def test_fid_is_of_all_images_of_a_cell(data: Path, prior: Path, monkeypatch: py
     assert load("run").sets == {}
     monkeypatch.setattr(perceptual, "missing", lambda name: "")
     monkeypatch.setattr(perceptual, "frechet_distance", distance)
+    assert "4 pictures were not kept" in succeed(*arguments, "--limit", 3).output
+    arguments[-1] = "again"
     succeed(*arguments, "--limit", 3)
-    (found,) = load("run").sets.values()
+    (found,) = load("again").sets.values()
     assert found["images"] == 3 and len(seen) == 3
     succeed(*arguments)
-    (found,) = load("run").sets.values()
+    (found,) = load("again").sets.values()
     assert found["images"] == 5 and found["fid"] > 0
-    assert CliRunner().invoke(main, ["report", "run"]).exit_code == 0
-    assert "FID" in Path("run/report/table.md").read_text()
+    assert CliRunner().invoke(main, ["report", "again"]).exit_code == 0
+    assert "FID" in Path("again/report/table.md").read_text()
 
 
 def test_a_preset_is_a_solver_with_its_settings(data: Path, prior: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -22,8 +22,10 @@ def wanted(plan: Plan) -> bool:
     return any(name in asked and not perceptual.missing(name) for name in SET_METRICS)
 
 
-def measure(plan: Plan, store: Store) -> None:
-    """Append the FID of each cell whose images have changed in number since it was measured last."""
+def measure(plan: Plan, store: Store, notify: Callable[[str], None] = lambda text: None) -> None:
+    """Append the FID of each cell whose images have changed in number since it was measured last.
+
+    notify: called with why there is none, where the pictures were not kept because the metric was not at hand then."""
     if not wanted(plan):
         return
     run = load(store.folder)
@@ -31,15 +33,21 @@ def measure(plan: Plan, store: Store) -> None:
         keys = [line["image"] for line in run.of(task.id)]
         if len(keys) < 2 or run.sets.get(task.id, {}).get("images") == len(keys):
             continue
-        pairs = _pairs(store.folder / "pictures", task, keys)
-        value = perceptual.frechet_distance(pairs, task.prior.device)
+        pairs = [_files(store.folder / "pictures", task, key) for key in keys]
+        lost = sum(not path.is_file() for pair in pairs for path in pair)
+        if lost:
+            notify(f"no FID of {task.cell.label}: {lost} pictures were not kept; evaluate into a new folder")
+            continue
+        value = perceptual.frechet_distance(map(_read, pairs), task.prior.device)
         store.append_set({"cell": task.id, "images": len(keys), "fid": round(value, 4)})
 
 
-def _pairs(folder: Path, task: Task, keys: list[str]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """(restored, truth) of each image, (1, C, H, W)."""
-    for key in keys:
-        name = file_name(key)
-        files = folder / task.id / f"{name}-restored.png", folder / task.data.name / f"{name}-truth.png"
-        restored, truth = (read_image(path).tensor[None] for path in files)
-        yield restored, truth
+def _files(folder: Path, task: Task, key: str) -> tuple[Path, Path]:
+    """Of the restored image and of the truth."""
+    name = file_name(key)
+    return folder / task.id / f"{name}-restored.png", folder / task.data.name / f"{name}-truth.png"
+
+
+def _read(files: tuple[Path, Path]) -> tuple[torch.Tensor, torch.Tensor]:
+    restored, truth = (read_image(path).tensor[None] for path in files)
+    return restored, truth
