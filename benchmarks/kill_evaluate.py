@@ -104,11 +104,11 @@ def main() -> int:
         expected = sorted_lines(whole)
         print(f"without a kill: {len(expected)} results")
         kills, ended, same, out = 0, 0, True, folder / "killed-0"
-        while kills < arguments.kills or not ended:
-            left = kills < arguments.kills
+        while kills < arguments.kills or out.exists():
             there = len(sorted_lines(out))
             # Soon after what is there, so that an evaluation is killed several times before its end.
-            target = draws.randint(there, max(there, min(there + 6, len(expected) - 1))) if left else None
+            target = draws.randint(there, min(there + 6, len(expected))) if kills < arguments.kills else None
+            target = None if there == len(expected) else target
             words = command(folder, arguments.prior, out, arguments.batch_size)
             if not run(words, out, target, draws.expovariate(20)):
                 kills += 1
