@@ -278,7 +278,7 @@ def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> 
     from invdiff.restoration import restore as restore_tensors
 
     return restore_tensors(
-        torch.stack([measurement.y for measurement in batch]),
+        torch.stack([measurement.y for measurement in batch]) if len(batch) > 1 else batch[0].y[None],
         batch[0].operator,
         batch[0].noise,
         settings.prior,
