@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from invdiff.priors.network import NetworkPrior
 from invdiff.priors.tiled import TiledPrior, tiled
 from invdiff.priors.tiles import Tiles, windows
 from invdiff.schedule import Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Small(torch.nn.Module):
@@ -262,6 +266,39 @@ def test_too_little_memory_for_the_smallest_tile_is_one_line():
         tiled(limited(100)).denoise(noisy(1, 3, 64, 64), 0.1)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ulimit -v")
+def test_a_real_limit_of_memory_is_met_and_kept():
+    """In a process of its own: 64 channels of 1024 x 1024 take 256 MiB, twice what is left."""
+    code = """
+import resource, psutil, torch
+from invdiff.priors.network import NetworkPrior
+from invdiff.priors.tiled import tiled
+from invdiff.schedule import Schedule
+
+class Wide(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolutions = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1), torch.nn.Conv2d(64, 3, 1))
+    def forward(self, x, t):
+        return self.convolutions(x)
+
+x = torch.zeros(1, 3, 1024, 1024)
+prior = NetworkPrior(Wide(), Schedule.named("linear"), channels=3, multiple=2)
+with torch.no_grad():
+    wanted = prior.denoise(x, 0.1)
+    limit = psutil.Process().memory_info().vms + 2**27
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    cut = tiled(prior, 1024)
+    found = cut.denoise(x, 0.1)
+print(cut.used, float((found - wanted).abs().max()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    side, difference = done.stdout.split()
+    assert 32 <= int(side) < 1024 and float(difference) < 1e-5
+    assert done.stderr.count("not enough memory: going on with tiles of") == 1
+
+
 def test_other_errors_pass():
     prior = network_prior()
     prior.network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("a bug"))
@@ -372,7 +409,7 @@ def test_the_record_of_the_command_says_the_tile_and_repeats_it(measured):
     for option, wanted in (("auto", "--tile off"), ("off", "--tile off"), ("128", "--tile 128")):
         done = command(measured, "--tile", option)
         assert done.exit_code == 0, done.output
-        record = json.loads((measured / "x.json").read_text())
+        record = json.loads((measured / "x.png.json").read_text())
         assert wanted in record["command"]
 
 
