@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from invdiff.errors import InvdiffError, PluginError
+from invdiff.memory import is_out_of_memory
 
 OUT_OF_MEMORY = "not enough memory; use a smaller --batch-size or smaller images, or another --device"
 DISK_FULL = "no space left on the disk; free some space, or write to another disk"
@@ -56,7 +57,7 @@ def explain(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, InvdiffError):
         return one_line(text)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in text:
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename}: {DISK_FULL}" if error.filename else DISK_FULL

@@ -124,6 +124,19 @@ class SampleCount(click.ParamType):
         return int(value)
 
 
+class Tile(click.ParamType):
+    """A whole number of pixels, auto or off."""
+
+    name = "tile"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        if value in ("auto", "off") or (isinstance(value, int) and value >= 1):
+            return value
+        if not str(value).isdecimal() or int(value) < 1:
+            self.fail(f"{value!r} is not a number of pixels, auto or off.", param, ctx)
+        return int(value)
+
+
 class Quantiles(click.ParamType):
     """Numbers between 0 and 1, separated by commas."""
 

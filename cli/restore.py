@@ -123,6 +123,14 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     metavar="N",
     help="Images of one size that run together; the result does not depend on it.  [default: 1 on a CPU, else 16]",
 )
+@click.option(
+    "--tile",
+    type=options.Tile(),
+    metavar="N|auto|off",
+    default="auto",
+    help="Show large images to the network by overlapping tiles of at most N pixels a side (docs/tiles.md); auto: as the "
+    "memory allows, images of up to a megapixel whole; halved where the memory runs out.",
+)
 @options.format_option
 @options.file_options
 @options.quiet_option
@@ -147,6 +155,7 @@ def restore(
     device: str,
     precision: str,
     batch_size: int | None,
+    tile: int | str,
     bits: str | None,
     extension: str | None,
     overwrite: bool,
@@ -169,6 +178,7 @@ def restore(
     from invdiff.images import IMAGE_SUFFIXES
     from invdiff.noise import noise_model
     from invdiff.plugins import absolute
+    from invdiff.priors.tiled import tiled
     from invdiff.problem import resolve_operator
     from invdiff.raw_data import HDF5_SUFFIXES, Layout, is_raw
     from invdiff.restoration import TOLERANCE, default_batch_size, resolve_prior
@@ -208,7 +218,7 @@ def restore(
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
         return 0
-    network = resolve_prior(prior, device, precision)
+    network = tiled(resolve_prior(prior, device, precision), tile)
     settings = Settings(
         operator=chosen_operator,
         operator_text=absolute(operator) if operator else None,
@@ -227,6 +237,7 @@ def restore(
         bits=depth,
         device=device,
         precision=precision,
+        tile=tile,
         batch_size=batch_size or default_batch_size(network.device),
         quiet=quiet,
         references=references,

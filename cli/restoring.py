@@ -60,6 +60,7 @@ class Settings:
     bits: int | None
     device: str
     precision: str
+    tile: int | str
     batch_size: int
     quiet: bool
     references: dict[Path, Path]
@@ -74,8 +75,9 @@ class Settings:
         """Whether sigma_y is estimated from each input."""
         return self.noise_text == "auto"
 
-    def command(self, job: Job, solver: dict[str, Any], noise: str) -> str:
-        """The command that makes this one output again, with everything spelled out; solver, noise: as resolved."""
+    def command(self, job: Job, record: dict[str, Any]) -> str:
+        """The command that makes this one output again, with everything spelled out, as the record says it was resolved."""
+        solver, noise, tile = record["solver"], record["noise"]["model"], record["prior"].get("tile", self.tile)
         words = ["invdiff", "restore", str(job.source), "-o", str(job.target)]
         words += ["--operator", self.operator_text] if self.operator_text is not None else []
         if self.noise_text is not None:
@@ -92,6 +94,8 @@ class Settings:
             self.prior.device.type if self.device == "auto" else self.device,
             "--precision",
             self.arithmetic,
+            "--tile",
+            str(tile),
         ]
         words += ["--bits", str(self.bits)] if self.bits else []
         words += ["--reference", str(self.references[job.source])] if job.source in self.references else []
@@ -284,7 +288,7 @@ def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> 
     from invdiff.restoration import restore as restore_tensors
 
     return restore_tensors(
-        torch.stack([measurement.y for measurement in batch]),
+        torch.stack([measurement.y for measurement in batch]) if len(batch) > 1 else batch[0].y[None],
         batch[0].operator,
         batch[0].noise,
         settings.prior,
@@ -294,6 +298,7 @@ def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> 
         seed=settings.seed,
         batch_size=batch_size,
         ids=[measurement.job.key for measurement in batch],
+        tile=settings.tile,
         progress=not settings.quiet and sys.stderr.isatty(),
         **settings.hyperparameters,
     )
@@ -383,7 +388,7 @@ def write(
         output["clipped"] = write_image(path, samples.mean(0), bits)
         record |= {
             "output": output,
-            "command": settings.command(job, record["solver"], record["noise"]["model"]),
+            "command": settings.command(job, record),
             "working_folder": os.getcwd(),
         }
         if comparison is not None:

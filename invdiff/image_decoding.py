@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     Decoded = tuple[np.ndarray, str, list[str]]
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: one gigabyte as float32 RGB
+LIMIT_VARIABLE = "INVDIFF_MAX_PIXELS"
+"""The environment variable that stands in for MAX_PIXELS."""
 
 _COLOURS = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGB with alpha"}
 # Pillow mode -> (description, mode to convert to); a grey mode stays grey.
@@ -42,10 +45,31 @@ _PILLOW_MODES = {
 }
 
 
+def pixel_limit() -> int:
+    """The most pixels of a picture that is read, against small files that claim to be huge: MAX_PIXELS, or what
+    INVDIFF_MAX_PIXELS says. Raises ImageError for one that is no whole number above 0."""
+    text = os.environ.get(LIMIT_VARIABLE, str(MAX_PIXELS))
+    if not (text.isdecimal() and text.isascii() and int(text) > 0):
+        raise ImageError(
+            f"{LIMIT_VARIABLE}={text!r} must be a whole number of pixels above 0; unset it for {MAX_PIXELS}."
+        )
+    return int(text)
+
+
+def too_large(size: str, limit: int) -> ImageError:
+    return ImageError(
+        f"{size}, more than {limit} pixels. Crop or downscale it first, or, if you trust the file, set the environment "
+        f"variable {LIMIT_VARIABLE} to more; a restoration takes about 150 bytes for each."
+    )
+
+
 def read_picture(path: Path) -> Decoded:
     """Everything Pillow decodes, and the 16-bit colour PNG that Pillow would silently reduce to 8 bits."""
     from PIL import Image, UnidentifiedImageError
 
+    limit = pixel_limit()
+    if limit > (Image.MAX_IMAGE_PIXELS or limit):
+        Image.MAX_IMAGE_PIXELS = limit  # Pillow has no other way to raise it
     with path.open("rb") as file:
         start = file.read(25)
     with warnings.catch_warnings():
@@ -57,8 +81,10 @@ def read_picture(path: Path) -> Decoded:
                 f"its content is not a readable picture (it starts with {start[:12]!r}). Export it again."
             ) from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-            raise ImageError(f"more than {MAX_PIXELS} pixels. Crop or downscale it first.") from error
+            raise too_large("it claims to be huge", limit) from error
     with picture:
+        if picture.width * picture.height > limit:
+            raise too_large(f"{picture.width} x {picture.height}", limit)
         notes = [f"only the first of {frames} frames"] if (frames := getattr(picture, "n_frames", 1)) > 1 else []
         deep = picture.format == "PNG" and start[24:] == bytes([16])
         if deep and picture.mode not in ("I", "I;16"):
@@ -161,8 +187,8 @@ def read_tiff(path: Path) -> Decoded:
         series, page = file.series[0], file.pages.first
         if len(series) > 1:
             raise ImageError(f"a stack of {len(series)} pages {series.shape}. Save one page per file, or an .npy.")
-        if page.imagewidth * page.imagelength > MAX_PIXELS:
-            raise ImageError(f"more than {MAX_PIXELS} pixels. Crop or downscale it first.")
+        if page.imagewidth * page.imagelength > pixel_limit():
+            raise too_large(f"{page.imagewidth} x {page.imagelength}", pixel_limit())
         plain = page.photometric in (0, 1, 2)  # white is zero, black is zero, RGB
         try:
             stored = page.asarray() if plain else None

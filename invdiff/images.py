@@ -71,7 +71,7 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
     """Read one image file: PNG, JPEG, WebP, BMP, TIFF (8, 16 bit or float) or .npy ((C, H, W), (H, W, C), (H, W)).
 
     The EXIF orientation is applied. Raises ImageError, with the file and the fix, for anything that is not such a file,
-    is truncated, empty, above MAX_PIXELS, or holds NaN or infinity.
+    is truncated, empty, above MAX_PIXELS (INVDIFF_MAX_PIXELS stands in), or holds NaN or infinity.
     """
     import numpy as np
     import torch

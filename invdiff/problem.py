@@ -180,6 +180,8 @@ class Problem:
 
     def rows(self, index: torch.Tensor | list[int]) -> Problem:
         """The same problem for these rows of the batch (repeats allowed)."""
+        if self.noise is None and list(index) == list(range(len(self.y))):
+            return self  # without a copy
         operator = self.operator.rows(index) if isinstance(self.operator, Whitened) else self.operator
         truth, y = None if self.truth is None else self.truth[index], self.y[index]
         sigma_y = self.sigma_y

@@ -59,7 +59,7 @@ class Noise:
 
     def _draw(self, make: Callable[..., torch.Tensor], shape: Shape) -> torch.Tensor:
         rows = [make(shape, generator=g, dtype=self._like.dtype, device=g.device) for g in self._generators]
-        return torch.stack(rows).to(self._like.device)
+        return (rows[0][None] if len(rows) == 1 else torch.stack(rows)).to(self._like.device)
 
 
 def noise_levels(
@@ -178,3 +178,4 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
             move.population,
             move.diagnostics,
         )
+        del move  # its images would lie in memory beside the next one's

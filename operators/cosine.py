@@ -72,8 +72,12 @@ class CosineFilter:
         height, width = r.shape
         self.response = Constant(r)
         self.signs = Constant(torch.where(self.response.table < 0, -1.0, 1.0).to(torch.int8))
-        self.singular_values = self.response.table.abs()
         self.rows, self.columns = Cosines(height), Cosines(width)
+
+    @property
+    def singular_values(self) -> torch.Tensor:
+        """|r|: made each time, as keeping it takes 8 bytes a pixel."""
+        return self.response.table.abs()
 
     def _forward(self, x: torch.Tensor) -> torch.Tensor:
         u = self.columns.forward(working(x))

@@ -25,6 +25,8 @@ from .padded import PaddedFilter
 from .separable import Axis, SeparableFilter, axis_matrix
 from .shapes import channels_and_size, require_batch
 
+LARGE = 2**22
+"""Images of more numbers are filtered channel by channel: spectra and padded copies of all would fill the memory."""
 Engine = CircularFilter | CosineFilter | PaddedFilter | SeparableFilter
 Map = Callable[[torch.Tensor], torch.Tensor]
 
@@ -165,10 +167,12 @@ class Filter(Operator):
         return "hartley" if self._boundary == "circular" else "cosine" if self.even else None
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
-        return self._forward(require_batch(self.name, x)).A(x)
+        engine = self._forward(require_batch(self.name, x))
+        return by_channels(engine.A, x) if large(x) else engine.A(x)
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
-        return self._forward(self.image_shape(require_batch(self.name, y))).A_adjoint(y)
+        engine = self._forward(self.image_shape(require_batch(self.name, y)))
+        return by_channels(engine.A_adjoint, y) if large(y) else engine.A_adjoint(y)
 
     def svd(self, shape: Shape) -> SVD:
         engine = self._engine(shape)
@@ -176,6 +180,8 @@ class Filter(Operator):
 
     def prox_l2(self, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
         engine = self._engine(require_batch(self.name, z))
+        if self.has_svd and large(z):
+            return by_channels(lambda channel, measured: self.prox_l2(channel, measured, gamma), z, y)
         if isinstance(engine, CircularFilter):
             return engine.prox_l2(z, y, gamma)
         return super().prox_l2(z, y, gamma)
@@ -199,3 +205,13 @@ class Filter(Operator):
         edges = share * sum(min(1.0, kernel / whole) for kernel, whole in zip(self.stencil.size, size, strict=True))
         floor = edges * float(wrapped.singular_values.max()) ** 2
         return lambda r: wrapped.inverse(gamma, r, floor)
+
+
+def large(x: torch.Tensor) -> bool:
+    """Whether to take the channels of images (B, C, H, W) one by one."""
+    return x.shape[1] > 1 and x[0].numel() > LARGE
+
+
+def by_channels(function: Callable[..., torch.Tensor], *images: torch.Tensor) -> torch.Tensor:
+    """A function that acts on each channel alone, on one channel of all images at a time."""
+    return torch.cat([function(*channels) for channels in zip(*(x.split(1, 1) for x in images), strict=True)], 1)

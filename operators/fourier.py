@@ -10,6 +10,7 @@ diagonalises every real circulant of even spectrum. V^T = T . decimate . (G *), 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -49,14 +50,25 @@ class CircularFilter:
         power = self._fold(H.abs() ** 2)
         s = power.sqrt()
         s = torch.where(s > ROUNDING * s.max(), s, torch.zeros_like(s))
-        tiled = s.repeat(factor, factor)
-        # No response: any unit vector does; 1 keeps V^T real and orthonormal.
-        G = torch.where(tiled > 0, H / torch.where(tiled > 0, tiled, torch.ones_like(tiled)), torch.ones_like(H))
         self.singular_values = s
         self.H = Constant(H[:, :half].contiguous())
         self.power = Constant(power[:, : self.low[1] // 2 + 1].contiguous())
-        self.G = Constant(G)
-        self.G_half = Constant(G[:, :half].contiguous())
+        self._response = H
+
+    @cached_property
+    def G(self) -> Constant:
+        """Only for V: three times as large as what the data step takes."""
+        with torch.inference_mode(False):
+            H, tiled = self._response, self.singular_values.repeat(self.factor, self.factor)
+            # No response: any unit vector does; 1 keeps V^T real and orthonormal.
+            return Constant(
+                torch.where(tiled > 0, H / torch.where(tiled > 0, tiled, torch.ones_like(tiled)), torch.ones_like(H))
+            )
+
+    @cached_property
+    def G_half(self) -> Constant:
+        with torch.inference_mode(False):
+            return Constant(self.G.table[:, : self.size[1] // 2 + 1].contiguous())
 
     def _fold(self, spectrum: torch.Tensor) -> torch.Tensor:
         """(..., H, W) -> (..., h, w): the mean over the frequencies that alias."""

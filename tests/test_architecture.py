@@ -172,3 +172,33 @@ def test_help_loads_no_heavy_package():
 
 def test_the_heavy_package_check_can_fail():
     assert "torch" in modules_loaded_by("import invdiff.linalg, torch")
+
+
+FIRST_CALL = """
+from pathlib import Path
+import tempfile, torch
+from invdiff.images import write_image
+from invdiff.priors.network import NetworkPrior
+def stop(*_):
+    raise KeyboardInterrupt
+NetworkPrior.denoise = stop
+folder = tempfile.TemporaryDirectory()
+y, x = Path(folder.name, "y.png"), Path(folder.name, "x.png")
+write_image(y, torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)))
+sys.argv = f"invdiff restore {y} -o {x} --operator gaussian_blur:sigma=1 --noise 0.05".split()
+from invdiff.cli.main import main
+try:
+    main()
+except SystemExit as exit:
+    assert exit.code == 130, exit.code
+"""
+SLOW = {"deepinv", "torchvision", "matplotlib", "skimage", "scipy", "pandas", "transformers", "datasets", "tensorboard"}
+
+
+def test_a_restoration_loads_nothing_slow_before_its_first_call_but_the_network_class():
+    """diffusers loads some of them itself with UNet2DModel."""
+    with_the_class = modules_loaded_by("import torch\nfrom diffusers import UNet2DModel")
+    loaded = modules_loaded_by(FIRST_CALL)
+    assert "diffusers" in loaded
+    assert not (loaded - with_the_class) & SLOW
+    assert not loaded & {"deepinv", "matplotlib", "skimage", "pandas"}

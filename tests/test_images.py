@@ -339,6 +339,25 @@ def test_a_bad_file_gives_one_line_that_names_it(tmp_path, capfd, caplog, name):
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
+def test_the_limit_of_pixels_can_be_set(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # is put back after the test
+    monkeypatch.setattr(image_decoding, "MAX_PIXELS", 100)
+    path = tmp_path / name
+    path.write_bytes(encoded("PNG") if name == "grey.png" else tiff(FLOATS, photometric="rgb"))
+    with pytest.raises(ImageError, match=r"more than 100 pixels.*INVDIFF_MAX_PIXELS"):
+        read_image(path)
+    monkeypatch.setenv("INVDIFF_MAX_PIXELS", "100000")
+    assert read_image(path).tensor.ndim == 3
+    monkeypatch.setenv("INVDIFF_MAX_PIXELS", "200")  # below Pillow's own, which is 100000 by now
+    with pytest.raises(ImageError, match="more than 200 pixels"):
+        read_image(path)
+    monkeypatch.setenv("INVDIFF_MAX_PIXELS", "many")
+    with pytest.raises(ImageError, match="INVDIFF_MAX_PIXELS='many' must be a whole number"):
+        read_image(path)
+
+
 def test_a_deep_compressed_tiff_says_what_to_do(tmp_path, monkeypatch):
     def unavailable(*_, **__):
         raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")

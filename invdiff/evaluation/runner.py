@@ -23,12 +23,15 @@ from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.scoring import result_lines
 from invdiff.evaluation.store import Line, Place, Store
 from invdiff.images import centre, fit_channels
+from invdiff.memory import is_out_of_memory
 from invdiff.priors.base import Prior
 from invdiff.restoration import default_batch_size, degrade, restore
 from invdiff.solution import Solution
 
 AHEAD = 2
 """Batches that are read before, or scored after, the one in the network."""
+WHOLE = 2**20
+"""Pixels up to which an image is shown to the network in one piece."""
 OUT_OF_MEMORY = "not enough memory for one image of this size; take smaller ones (--crop), or another --device"
 
 
@@ -199,9 +202,7 @@ def _attempt(
     except InvdiffError as error:
         failure = " ".join(str(error).split())
     except (MemoryError, RuntimeError) as error:
-        if not (
-            isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "Allocator" in str(error)
-        ):
+        if not is_out_of_memory(error):
             raise
         failure = OUT_OF_MEMORY
     # Outside the except blocks, whose traceback would keep the failed attempt's tensors in memory.
@@ -233,6 +234,8 @@ def _solve(task: Task, keys: list[str], truth: torch.Tensor, batch_size: int) ->
         seed=cell.seed,
         batch_size=batch_size,
         ids=keys,
+        # Tiles depend on the memory that is free, and results a little on the tiles: not where an image does without.
+        tile="off" if truth.shape[-2] * truth.shape[-1] <= WHOLE else "auto",
     )
     return Group(keys, truth, y, solution, memory=peak_memory(device))
 

@@ -93,6 +93,10 @@ class NetworkPrior(Prior):
                 return torch.where(chosen, self.high_noise.denoise(x, sigma), self._ask(x, sigma))
         return self._ask(x, sigma)
 
+    def in_closed_form(self, sigma: Sigma) -> bool:
+        """Whether the Gaussian model answers alone at these levels, for the image as a whole."""
+        return self.high_noise is not None and bool((_to_numpy(sigma) > self.sigma_start).all())
+
     def _ask(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         levels = per_sample(sigma, x) * 2
         t = torch.as_tensor(self.schedule.t(_to_numpy(sigma).reshape(-1) * 2), dtype=torch.float32, device=x.device)

@@ -145,6 +145,7 @@ class Solver(Method):
             estimate = correction(x, sigma, next_sigma)
             x = transition(x, estimate, sigma, next_sigma, noise)
             yield Move(sigma, next_sigma, estimate.clean, estimate.estimate, x)
+            del estimate  # its images would lie in memory beside the next one's
 
     def _walk_with_sampler(
         self, correction: Correction, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise

@@ -38,10 +38,10 @@ class _Step:
     def __call__(
         self, x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise
     ) -> torch.Tensor:
-        moved = torch.lerp(estimate.estimate, x, self.kept(sigma, next_sigma))
-        v = self.fresh(sigma, next_sigma)
+        kept, v = self.kept(sigma, next_sigma), self.fresh(sigma, next_sigma)
+        moved = torch.lerp(estimate.estimate, x, kept) if kept > 0 else estimate.estimate
         if v > 0:
-            moved = moved + v * noise()
+            moved = torch.add(moved, noise(), alpha=v)
         return moved if estimate.shift is None else moved + estimate.shift
 
 

@@ -1,0 +1,324 @@
+"""A network's answer for large images, tile by tile: bounded memory, and the same picture whatever the tiles.
+
+Three things tie a pixel of E[x_0 | x] to the rest of the image:
+
+- convolutions, which reach `REACH` times the network's downsampling in practice (docs/tiles.md). Tiles overlap by more
+  than twice as much, start at multiples of the downsampling, and are blended by weights that vanish where a tile's own
+  edge is felt and sum to one;
+- GroupNorm, which averages over all that the network is shown, so that tiles on their own would answer as other images.
+  Mean and variance of every such layer are taken once for each call, together over windows spread across the image
+  (over all of it, if it is small), and all tiles share them;
+- attention, which sees its tile alone.
+
+The gradient is that of exactly this function: a backward pass computes each tile again and keeps one graph at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from invdiff.errors import InputWarning, InvdiffError, UsageError
+from invdiff.memory import free_memory, is_out_of_memory
+from invdiff.parameters import whole
+from invdiff.priors.base import Prior, Sigma, WrappedPrior, per_sample
+from invdiff.priors.network import NetworkPrior, pad_to_multiple
+from invdiff.priors.tiles import Place, Tiles, windows
+
+REACH = 3
+"""How far a change of one pixel is felt beside its effect on the averages, in units of the network's downsampling."""
+TILE = 512
+"""Pixels a side of a tile, where the memory allows: larger ones take longer for each pixel on a CPU."""
+WHOLE = 1024**2
+"""Images of at most so many pixels are not cut, where the memory allows."""
+WINDOWS, WINDOW = 4, 128
+"""Averages are taken over WINDOWS x WINDOWS windows of so many pixels a side."""
+TOGETHER = 16
+"""Tiles of TILE pixels that an accelerator is given at once, where the memory allows; a CPU gets one."""
+BYTES = {torch.float32: 56, torch.bfloat16: 33, torch.float16: 33}
+"""For each pixel and each channel of the first layer, without a gradient (docs/tiles.md)."""
+WITH_GRADIENT = 4
+
+Statistics = list[torch.Tensor]
+"""Mean and variance (groups,) of each GroupNorm, one after the other."""
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def check_tile(tile: Any) -> int | str:
+    """A number of pixels, "auto" or "off". Raises UsageError for anything else."""
+    if tile in ("auto", "off"):
+        return str(tile)
+    try:
+        pixels = whole(tile)
+    except (TypeError, ValueError, OverflowError):
+        pixels = 0
+    if pixels < 1:
+        raise UsageError(f'tile must be a number of pixels, "auto" or "off", got {tile!r}')
+    return pixels
+
+
+def tiled(prior: Prior, tile: int | str = "auto") -> Prior:
+    """The prior, asked for tiles of images that are larger: of at most `tile` pixels a side, or as the memory allows
+    ("auto"); itself, if tile is "off", it has tiles already, or, with "auto", its answers are no network's.
+
+    Raises UsageError for a tile that is too small for the network, and for one of a prior without a network.
+    """
+    tile = check_tile(tile)
+    if tile == "off" or isinstance(prior, TiledPrior):
+        return prior
+    if isinstance(prior, NetworkPrior):
+        return TiledPrior(prior, tile)
+    if tile == "auto":
+        return prior
+    raise UsageError(
+        f"tile={tile} is for networks that load_prior reads; a {type(prior).__name__} answers for the image as a whole: "
+        "leave tile out"
+    )
+
+
+class TiledPrior(WrappedPrior):
+    """A NetworkPrior that is asked for tiles of an image; small images it gets whole.
+
+    tile: the largest side of a tile in pixels, or "auto". Where the memory does not suffice, fewer are computed at once,
+    then smaller ones, from there on, and an InputWarning says so once.
+    Raises UsageError for a tile below `smallest`.
+    """
+
+    prior: NetworkPrior
+
+    def __init__(self, prior: NetworkPrior, tile: int | str = "auto") -> None:
+        super().__init__(prior)
+        self.overlap = (2 * REACH + 2) * prior.multiple
+        self.smallest = 2 * self.overlap
+        if isinstance(tile, int) and tile < self.smallest:
+            raise UsageError(
+                f"tile={tile} is too small: this network needs {self.overlap} pixels of overlap, so tiles of at least "
+                f"{self.smallest}; or leave it to tile=auto"
+            )
+        self.tile = tile
+        self.used: int | None = None
+        """The largest side of the tiles of the latest image; None if it was taken whole."""
+        self._sides: dict[tuple[int, int], int | None] = {}  # of the tiles of each size of image
+        self._together = 1  # images or tiles in the latest call
+        self._most: int | None = None  # of them at once, after a failure
+        self._limit: int | None = None  # of the side, after a failure
+        self._told = False
+
+    def describe(self) -> dict[str, Any]:
+        return {**self.prior.describe(), "tile": "off" if self.used is None else self.used}
+
+    def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        """As the network's own. Raises InvdiffError if there is not the memory for one tile."""
+        if x.ndim != 4 or self.prior.in_closed_form(sigma):
+            return self.prior.denoise(x, sigma)
+        while True:
+            try:
+                return self._denoise(x, sigma)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Outside the except block, whose traceback would keep the failed attempt's tensors.
+            self._take_less(x)
+
+    def _denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        self.used = side = self._side(x)
+        # By rows: each image has statistics of its own.
+        rows = 1 if side is not None else min(len(x), self._most or len(x))
+        if side is None:
+            self._together = rows
+        if rows == len(x):
+            return self._rows(x, sigma, side)
+        per_sample(sigma, x)  # to refuse a wrong number of them
+        several = isinstance(sigma, torch.Tensor) and sigma.numel() > 1
+        levels = sigma.reshape(-1).split(rows) if several else [sigma] * -(-len(x) // rows)  # type: ignore[union-attr]
+        return torch.cat([self._rows(*part, side) for part in zip(x.split(rows), levels, strict=True)])
+
+    def _rows(self, x: torch.Tensor, sigma: Sigma, side: int | None) -> torch.Tensor:
+        """Images whole, or a single one by tiles."""
+        if side is None or self.prior.in_closed_form(sigma):
+            return self.prior.denoise(x, sigma)
+        padded = pad_to_multiple(x, self.prior.multiple)
+        tiles = Tiles(padded.shape[-2:], side, self.overlap, self.prior.multiple)
+        if torch.is_grad_enabled() and x.requires_grad:
+            answer = _ByTiles.apply(padded, self, sigma, tiles)
+        else:
+            answer = self.blend(padded, sigma, tiles)
+        return answer[..., : x.shape[-2], : x.shape[-1]]
+
+    def blend(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles) -> torch.Tensor:
+        """E[x_0 | x] of one image (1, C, H, W), out of its tiles."""
+        statistics = self.statistics(x, sigma)
+        answer = torch.zeros_like(x)
+        with self._normalised_by(statistics):
+            for places in self._chunks(x, tiles):
+                crops = self.prior.denoise(torch.cat([x[place] for place in places]), sigma)
+                for place, crop in zip(places, crops, strict=True):
+                    answer[place] += crop * tiles.weight(place, x)
+        return answer
+
+    def pull_back(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles, v: torch.Tensor) -> torch.Tensor:
+        """J(x)^T v of `blend`, (1, C, H, W): through the tiles, and through the statistics that they share."""
+        statistics = [value.requires_grad_() for value in self.statistics(x, sigma)]
+        gradient = torch.zeros_like(x)
+        shares = [torch.zeros_like(value) for value in statistics]
+        for places in self._chunks(x, tiles):
+            weighted = torch.cat([v[place] * tiles.weight(place, x) for place in places])
+            with torch.enable_grad(), self._normalised_by(statistics):
+                crops = torch.cat([x[place] for place in places]).requires_grad_()
+                answer = self.prior.denoise(crops, sigma)
+                found, *through = torch.autograd.grad(answer, [crops, *statistics], weighted)
+            for place, crop in zip(places, found, strict=True):
+                gradient[place] += crop
+            for share, value in zip(shares, through, strict=True):
+                share += value
+        if not statistics:
+            return gradient
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            return gradient + torch.autograd.grad(self.statistics(leaf, sigma), leaf, shares)[0]
+
+    def statistics(self, x: torch.Tensor, sigma: Sigma) -> Statistics:
+        """Mean and variance of every GroupNorm's input, over windows of one image (1, C, H, W) together."""
+        found: dict[torch.nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]] = {}
+
+        def taking(norm: torch.nn.GroupNorm) -> Forward:
+            def forward(z: torch.Tensor) -> torch.Tensor:
+                values = z if z.dtype == torch.float64 else z.float()
+                grouped = values.unflatten(1, (norm.num_groups, -1)).flatten(3)
+                variance, mean = torch.var_mean(grouped, (0, 2, 3), correction=0)
+                found[norm] = mean, variance
+                return normalise(norm, z, mean, variance)
+
+            return forward
+
+        norms = self._norms()
+        if not norms:
+            return []
+        with replaced({norm: taking(norm) for norm in norms}):
+            self.prior.denoise(windows(x, WINDOWS, self._window, self.prior.multiple), sigma)
+        return [value for norm in norms for value in found[norm]]
+
+    def _normalised_by(self, statistics: Statistics) -> contextlib.AbstractContextManager[None]:
+        def using(norm: torch.nn.GroupNorm, mean: torch.Tensor, variance: torch.Tensor) -> Forward:
+            return lambda z: normalise(norm, z, mean, variance)
+
+        norms = self._norms()
+        parts = zip(norms, statistics[::2], statistics[1::2], strict=True)
+        return replaced({norm: using(norm, mean, variance) for norm, mean, variance in parts})
+
+    def _norms(self) -> list[torch.nn.GroupNorm]:
+        return [module for module in self.prior.network.modules() if isinstance(module, torch.nn.GroupNorm)]
+
+    @property
+    def _window(self) -> int:
+        return max(WINDOW, 4 * self.prior.multiple)
+
+    # What fits.
+
+    def _chunks(self, x: torch.Tensor, tiles: Tiles) -> Iterator[list[Place]]:
+        """The places of the tiles, as many at once as one call takes."""
+        pixels = tiles.size[0] * tiles.size[1]
+        room = TILE**2 if x.device.type == "cpu" else min(TOGETHER * TILE**2, int(self._room()))
+        self._together = max(1, min(room // pixels, self._most or room))
+        for first in range(0, len(tiles.places), self._together):
+            yield tiles.places[first : first + self._together]
+
+    def _side(self, x: torch.Tensor) -> int | None:
+        """The largest side of the tiles for images like x (B, C, H, W); None: whole."""
+        size = (x.shape[-2], x.shape[-1])
+        if size not in self._sides:
+            self._sides[size] = self._choose(size) if self.tile == "auto" else int(self.tile)
+        side = self._sides[size]
+        side = side if self._limit is None else min(side or self._limit, self._limit)
+        return None if side is None or max(size) <= side else side
+
+    def _choose(self, size: tuple[int, int]) -> int | None:
+        room = self._room()
+        if size[0] * size[1] <= min(WHOLE, room):
+            return None
+        if self._least(size) > free_memory(self.device):
+            raise self._too_little(size)
+        return max(self.smallest, min(TILE, int(math.sqrt(room)) // 64 * 64))
+
+    def _room(self) -> float:
+        """Pixels whose gradient takes half of the free memory."""
+        return free_memory(self.device) / (2 * WITH_GRADIENT * self._bytes_per_pixel())
+
+    def _bytes_per_pixel(self) -> int:
+        """Of the network's activations, without a gradient."""
+        width = next(weight.shape[0] for weight in self.prior.network.parameters() if weight.ndim == 4)
+        return int(width * BYTES[self.prior.precision])
+
+    def _least(self, size: tuple[int, int]) -> int:
+        """Bytes without which there is no answer for images of this size: one tile, or the windows together."""
+        pixels = min(size[0] * size[1], (WINDOWS * self._window) ** 2) if self._norms() else 0
+        return max(self.smallest**2, pixels) * self._bytes_per_pixel()
+
+    def _take_less(self, x: torch.Tensor) -> None:
+        """Halve what one call computes. Raises InvdiffError where it cannot be less."""
+        if x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        largest = max(x.shape[-2:])
+        side = largest if self.used is None else self.used
+        if self._together > 1:
+            self._most = self._together // 2
+            words = f"{self._most} {'images' if self.used is None else 'tiles'} at once"
+        elif side <= self.smallest:
+            raise self._too_little((x.shape[-2], x.shape[-1]))
+        else:
+            self._limit = max(self.smallest, side // 2 // self.prior.multiple * self.prior.multiple)
+            words = f"tiles of {self._limit} pixels"
+        if not self._told:
+            self._told = True
+            warnings.warn(f"not enough memory: going on with {words}", InputWarning, stacklevel=3)
+
+    def _too_little(self, size: tuple[int, int]) -> InvdiffError:
+        needed, free = (value / 2**20 for value in (self._least(size), free_memory(self.device)))
+        return InvdiffError(
+            f"not enough memory: the network takes about {needed:.0f} MiB for the smallest tiles of a "
+            f"{size[0]} x {size[1]} image, and {free:.0f} MiB are free; end other programs, raise the limit (ulimit -v, the "
+            "container's), or use another --device"
+        )
+
+
+class _ByTiles(torch.autograd.Function):
+    """`TiledPrior.blend`, whose backward pass is `TiledPrior.pull_back`: nothing but x is kept between the two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, prior: TiledPrior, sigma: Sigma, tiles: Tiles) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        ctx.settings = prior, sigma, tiles
+        return prior.blend(x, sigma, tiles)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        prior, sigma, tiles = ctx.settings
+        return prior.pull_back(*ctx.saved_tensors, sigma, tiles, gradients[0]), None, None, None
+
+
+def normalise(norm: torch.nn.GroupNorm, z: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """GroupNorm of z (B, C, ...) with given mean and variance (groups,), in z's dtype."""
+    share = norm.num_channels // norm.num_groups
+    scale = (variance + norm.eps).rsqrt().repeat_interleave(share)
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -mean.repeat_interleave(share) * scale
+    shift = shift if norm.bias is None else shift + norm.bias
+    over = (-1, *[1] * (z.ndim - 2))
+    return torch.addcmul(shift.view(over), z, scale.view(over)).to(z.dtype)
+
+
+@contextlib.contextmanager
+def replaced(forwards: dict[torch.nn.GroupNorm, Forward]) -> Iterator[None]:
+    """Modules whose `forward` is another function for a while."""
+    for module, forward in forwards.items():
+        module.forward = forward  # type: ignore
+    try:
+        yield
+    finally:
+        for module in forwards:
+            del module.forward

@@ -1,0 +1,422 @@
+"""Networks on tiles: the weights, independence of the tiles, gradients, what fits into memory, and what is refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+import invdiff
+from invdiff.errors import InputWarning, InvdiffError, UsageError
+from invdiff.images import write_image
+from invdiff.memory import free_memory, is_out_of_memory, left_by_cgroup
+from invdiff.priors import GaussianPrior
+from invdiff.priors import tiled as module
+from invdiff.priors.gaussian_images import GaussianImages
+from invdiff.priors.network import NetworkPrior
+from invdiff.priors.tiled import TiledPrior, tiled
+from invdiff.priors.tiles import Tiles, windows
+from invdiff.schedule import Schedule
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Small(torch.nn.Module):
+    """A U-Net in small: two resolutions, GroupNorm, a reach of some pixels."""
+
+    def __init__(self, norms: bool = True) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.enter = torch.nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = torch.nn.GroupNorm(2, 8) if norms else torch.nn.Identity()
+        self.down = torch.nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.inner = torch.nn.GroupNorm(4, 8) if norms else torch.nn.Identity()
+        self.leave = torch.nn.Conv2d(8, 3, 3, padding=1)
+        for weight in self.parameters():
+            weight.data = torch.randn(weight.shape, generator=generator) * (0.3 if weight.ndim > 1 else 0.5)
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        z = torch.nn.functional.silu(self.norm(self.enter(x)))
+        low = torch.nn.functional.silu(self.inner(self.down(z)))
+        return self.leave(z + torch.nn.functional.interpolate(low, scale_factor=2.0))
+
+
+def network_prior(norms: bool = True, **options) -> NetworkPrior:
+    return NetworkPrior(Small(norms).double(), Schedule.named("linear"), channels=3, multiple=2, **options)
+
+
+def noisy(*shape: int, seed: int = 0) -> torch.Tensor:
+    """A gradient below flat sky, with noise, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.linspace(-1, 1, shape[-2], dtype=torch.float64).clamp(min=0)[:, None]
+    return 0.3 + 0.4 * rows + 0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    """Windows that do not cover the images here, and tiles small enough for several of them."""
+    monkeypatch.setattr(module, "WINDOW", 8)
+
+
+# Where tiles lie and what they weigh.
+
+
+@pytest.mark.parametrize(
+    "size, side, overlap, multiple",
+    [
+        ((96, 200), 64, 32, 8),
+        ((64, 640), 128, 64, 8),
+        ((128, 136), 128, 64, 8),
+        ((50, 74), 33, 16, 2),
+        ((8, 8), 64, 32, 8),
+    ],
+)
+def test_weights_sum_to_one_and_vanish_at_the_edges_inside(size, side, overlap, multiple):
+    tiles = Tiles(size, side, overlap, multiple)
+    total = torch.zeros(size, dtype=torch.float64)
+    for place in tiles.places:
+        weight = tiles.weight(place, total)
+        total[place] += weight
+        for axis, (span, length) in enumerate(zip(place[1:], size, strict=True)):
+            assert span.start % multiple == 0 and span.stop - span.start <= side
+            across = weight.movedim(axis, 0)
+            if span.start > 0:
+                assert across[: overlap // 4].abs().max() < 1e-12
+            if span.stop < length:
+                assert across[-overlap // 4 :].abs().max() < 1e-12
+    assert (total - 1).abs().max() < 1e-12
+    for axis in (1, 2):
+        spans = sorted({(place[axis].start, place[axis].stop) for place in tiles.places})
+        assert all(first[1] - second[0] >= overlap for first, second in itertools.pairwise(spans))
+
+
+def test_windows_are_spread_over_the_image_and_cover_a_small_one():
+    x = torch.arange(64.0).expand(1, 1, 64, 64)
+    found = windows(x, 4, 8, 2)
+    assert found.shape == (16, 1, 8, 8)
+    assert sorted({float(window[0, 0, 0]) for window in found}) == [4, 20, 36, 52]
+    assert windows(x[..., :32, :32], 4, 8, 2).shape == (1, 1, 32, 32)
+    assert windows(x[..., :6, :], 2, 8, 2).shape == (4, 1, 6, 8)  # a strip: along its length, as high as it is
+
+
+# The answer.
+
+
+def reference(prior: NetworkPrior, x: torch.Tensor, sigma: float) -> torch.Tensor:
+    """One call for the whole image, with GroupNorm's averages taken over the windows: by hooks, unlike the code."""
+    norms = [norm for norm in prior.network.modules() if isinstance(norm, torch.nn.GroupNorm)]
+    averages = {}
+
+    def take(norm, inputs):
+        grouped = inputs[0].transpose(0, 1).reshape(norm.num_groups, -1)
+        averages[norm] = grouped.mean(1), grouped.var(1, unbiased=False)
+
+    def use(norm, inputs, output):
+        mean, variance = (value.repeat_interleave(norm.num_channels // norm.num_groups) for value in averages[norm])
+        unit = (inputs[0] - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
+        return unit * norm.weight[:, None, None] + norm.bias[:, None, None]
+
+    taking = [norm.register_forward_pre_hook(take) for norm in norms]
+    using = [norm.register_forward_hook(use) for norm in norms]
+    prior.denoise(windows(x, module.WINDOWS, module.WINDOW, prior.multiple), sigma)
+    for hook in taking:
+        hook.remove()
+    answer = prior.denoise(x, sigma)
+    for hook in using:
+        hook.remove()
+    return answer
+
+
+@pytest.mark.parametrize("norms", [True, False], ids=["groupnorm", "plain"])
+@pytest.mark.parametrize("size", [(96, 96), (64, 130), (75, 61)])
+def test_tiles_of_any_size_give_the_same_answer(norms, size):
+    prior, x = network_prior(norms), noisy(1, 3, *size)
+    padded = x if size != (75, 61) else torch.nn.functional.pad(x, (0, 1, 0, 1), mode="reflect")
+    wanted = reference(prior, padded, 0.1)[..., : size[0], : size[1]]
+    for side in (32, 48, 60):
+        found = tiled(prior, side).denoise(x, 0.1)
+        assert (found - wanted).abs().max() < 1e-12, side
+
+
+def test_averages_of_each_tile_alone_would_show_seams(monkeypatch):
+    """The mutation twin: with GroupNorm left to each tile the answers depend on the tiles."""
+    monkeypatch.setattr(TiledPrior, "_norms", lambda self: [])
+    prior, x = network_prior(), noisy(1, 3, 96, 96)
+    first, second = (tiled(prior, side).denoise(x, 0.1) for side in (32, 48))
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_the_overlap_covers_the_reach(monkeypatch):
+    """The mutation twin of the overlap: a quarter of it lets the tiles' edges through."""
+    prior, x = network_prior(), noisy(1, 3, 96, 96)
+    monkeypatch.setattr(module, "REACH", -0.5)
+    thin = TiledPrior(prior, 32)
+    thin.overlap = 2
+    assert (thin.denoise(x, 0.1) - reference(prior, x, 0.1)).abs().max() > 1e-5
+
+
+def test_a_batch_equals_its_images_and_each_has_its_level():
+    prior = tiled(network_prior(), 32)
+    x, sigma = torch.cat([noisy(1, 3, 40, 64, seed=seed) for seed in (0, 1)]), torch.tensor([0.1, 0.5])
+    together = prior.denoise(x, sigma)
+    alone = torch.cat([prior.denoise(x[:1], 0.1), prior.denoise(x[1:], 0.5)])
+    assert (together - alone).abs().max() < 1e-6  # float32 levels
+    with pytest.raises(UsageError, match="one per image"):
+        prior.denoise(x, torch.tensor([0.1, 0.5, 0.5]))
+
+
+def test_images_that_fit_are_taken_whole_and_the_closed_form_is_not_cut():
+    prior = network_prior(high_noise=GaussianImages((0.5,) * 3, tuple(map(tuple, np.eye(3) * 0.05)), 0.01, 2.0, 1.0))
+    cut, small, large = tiled(prior, 32), noisy(1, 3, 32, 20), noisy(1, 3, 64, 64)
+    assert torch.equal(cut.denoise(small, 0.1), prior.denoise(small, 0.1))
+    assert cut.describe() == prior.describe() | {"tile": "off"}
+    assert torch.equal(cut.denoise(large, 10.0), prior.denoise(large, 10.0))
+    mixed = cut.denoise(torch.cat([large, large]), torch.tensor([0.1, 10.0]))
+    assert (mixed[1:] - prior.denoise(large, 10.0)).abs().max() < 1e-6
+    cut.denoise(large, 0.1)
+    assert cut.describe()["tile"] == 32
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("norms", [True, False], ids=["groupnorm", "plain"])
+def test_the_gradient_is_that_of_the_answer(norms):
+    prior, x = network_prior(norms), noisy(1, 3, 43, 64)
+    cut = tiled(prior, 32)
+    v = noisy(1, 3, 43, 64, seed=1)
+    leaf = x.clone().requires_grad_()
+    answer = cut.denoise(leaf, 0.1)
+    (found,) = torch.autograd.grad(answer, leaf, v, retain_graph=True)
+    assert torch.equal(answer.detach(), cut.denoise(x, 0.1))
+    assert torch.equal(torch.autograd.grad(answer, leaf, v)[0], found)  # may be asked for again
+    # <v, J u> by central differences: error of order h^2, and eps / h of rounding.
+    u = noisy(1, 3, 43, 64, seed=2)
+    h = 1e-5
+    slope = ((cut.denoise(x + h * u, 0.1) - cut.denoise(x - h * u, 0.1)) / (2 * h) * v).sum()
+    assert float((found * u).sum()) == pytest.approx(float(slope), rel=1e-7)
+
+
+def test_the_gradient_through_the_averages_is_not_forgotten(monkeypatch):
+    """The mutation twin: without it the vector-Jacobian product is another one."""
+    prior, x, v = network_prior(), noisy(1, 3, 64, 64), noisy(1, 3, 64, 64, seed=1)
+    cut = tiled(prior, 32)
+
+    def gradient():
+        leaf = x.clone().requires_grad_()
+        return torch.autograd.grad(cut.denoise(leaf, 0.1), leaf, v)[0]
+
+    right, statistics = gradient(), TiledPrior.statistics
+    monkeypatch.setattr(TiledPrior, "statistics", lambda *a: [s.detach() + 0 * a[1].sum() for s in statistics(*a)])
+    assert (gradient() - right).norm() > 1e-4 * right.norm()
+
+
+def test_the_gradient_keeps_the_graph_of_one_tile_at_a_time(monkeypatch):
+    prior, kept = network_prior(), []
+    cut = tiled(prior, 32)
+    leaf = noisy(1, 3, 128, 128).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        cut.denoise(leaf, 0.1)
+    assert sum(kept) <= 2 * leaf.numel()  # x, and the cut to its size
+
+
+# What fits.
+
+
+class Limited(Small):
+    """A network that runs out of memory above so many pixels a call."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.pixels, self.calls = pixels, []
+
+    def forward(self, x, t):
+        self.calls.append(tuple(x.shape))
+        if x.shape[0] * x.shape[-1] * x.shape[-2] > self.pixels:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x, t)
+
+
+def limited(pixels: int) -> NetworkPrior:
+    return NetworkPrior(Limited(pixels).double(), Schedule.named("linear"), channels=3, multiple=2)
+
+
+def test_out_of_memory_halves_what_is_computed_at_once_and_says_so_once():
+    x = torch.cat([noisy(1, 3, 64, 64, seed=seed) for seed in range(2)])
+    wanted = tiled(network_prior(), 32).denoise(x, 0.1)
+    cut = tiled(limited(1100), 64)
+    with pytest.warns(InputWarning) as told:
+        found = cut.denoise(x, 0.1)
+        cut.denoise(x, 0.1)
+    assert [str(warning.message) for warning in told] == ["not enough memory: going on with 1 images at once"]
+    assert cut.used == 32 and cut.describe()["tile"] == 32
+    assert (found - wanted).abs().max() < 1e-12
+
+
+def test_too_little_memory_for_the_smallest_tile_is_one_line():
+    with pytest.warns(InputWarning), pytest.raises(InvdiffError, match="not enough memory: the network takes about"):
+        tiled(limited(100)).denoise(noisy(1, 3, 64, 64), 0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ulimit -v")
+def test_a_real_limit_of_memory_is_met_and_kept():
+    """In a process of its own: 64 channels of 1024 x 1024 take 256 MiB, twice what is left."""
+    code = """
+import resource, psutil, torch
+from invdiff.priors.network import NetworkPrior
+from invdiff.priors.tiled import tiled
+from invdiff.schedule import Schedule
+
+class Wide(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolutions = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 1), torch.nn.Conv2d(64, 3, 1))
+    def forward(self, x, t):
+        return self.convolutions(x)
+
+x = torch.zeros(1, 3, 1024, 1024)
+prior = NetworkPrior(Wide(), Schedule.named("linear"), channels=3, multiple=2)
+with torch.no_grad():
+    wanted = prior.denoise(x, 0.1)
+    limit = psutil.Process().memory_info().vms + 2**27
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    cut = tiled(prior, 1024)
+    found = cut.denoise(x, 0.1)
+print(cut.used, float((found - wanted).abs().max()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    side, difference = done.stdout.split()
+    assert 32 <= int(side) < 1024 and float(difference) < 1e-5
+    assert done.stderr.count("not enough memory: going on with tiles of") == 1
+
+
+def test_other_errors_pass():
+    prior = network_prior()
+    prior.network.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        tiled(prior, 32).denoise(noisy(1, 3, 64, 64), 0.1)
+
+
+def test_auto_takes_what_fits(monkeypatch):
+    prior = network_prior()
+    pixel = 8 * 56 * 4 * 2  # channels, bytes, with a gradient, in half of what is free
+    for free, size, wanted in [
+        (pixel * 10**7, (1024, 1024), None),
+        (pixel * 10**7, (1024, 1032), 512),
+        (pixel * 300**2, (1024, 1024), 256),
+        (pixel * 100**2, (128, 128), 64),
+        (pixel * 20**2, (128, 128), 32),
+    ]:
+        monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)
+        assert tiled(prior)._side(torch.empty(1, 3, *size, device="meta")) == wanted, (free, size)
+    monkeypatch.setattr(module, "free_memory", lambda device: 10**4)
+    with pytest.raises(InvdiffError, match="ulimit -v"):
+        tiled(prior)._side(torch.empty(1, 3, 128, 128, device="meta"))
+
+
+def test_free_memory_is_the_least_of_system_container_and_limit(tmp_path, monkeypatch):
+    assert 0 < free_memory(torch.device("cpu")) < 2**50
+    for name, text in {
+        "memory.max": "1000", "memory.current": "700", "memory.stat": "anon 1\ninactive_file 50",
+        "memory/memory.limit_in_bytes": "500", "memory/memory.usage_in_bytes": "100", "memory/memory.stat": "cache 7",
+    }.items():  # fmt: skip
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert list(left_by_cgroup(tmp_path)) == [350, 400]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert list(left_by_cgroup(tmp_path)) == [400]
+    if sys.platform != "win32":
+        import resource
+
+        used = 10**9
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (used, used))
+        assert free_memory(torch.device("cpu")) < used
+
+
+@pytest.mark.parametrize(
+    "error, wanted",
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("sizes do not match"), False),
+    ],
+)
+def test_which_errors_are_of_memory(error, wanted):
+    assert is_out_of_memory(error) is wanted
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("tile", ["big", 0, -5, 2.5, None, "12px", float("inf")])
+def test_a_tile_is_a_number_of_pixels_auto_or_off(tile):
+    with pytest.raises(UsageError, match='tile must be a number of pixels, "auto" or "off"'):
+        tiled(network_prior(), tile)
+
+
+def test_a_tile_below_the_networks_reach_is_refused():
+    with pytest.raises(UsageError, match="needs 16 pixels of overlap, so tiles of at least 32"):
+        tiled(network_prior(), 31)
+
+
+def test_priors_without_a_network_are_never_cut():
+    exact = GaussianPrior(torch.zeros(12), torch.eye(12))
+    assert tiled(exact) is exact and tiled(exact, "off") is exact
+    with pytest.raises(UsageError, match="answers for the image as a whole: leave tile out"):
+        tiled(exact, 256)
+
+
+def test_restore_is_the_same_by_tiles_and_says_so():
+    prior, x = network_prior(False), noisy(1, 3, 64, 64)
+    y = invdiff.degrade(x, "gaussian_blur:sigma=1", noise=0.05)
+    settings = {"noise": 0.05, "prior": prior, "solver": "diffpir", "steps": 3}
+    off, auto, cut = (
+        invdiff.restore(y, "gaussian_blur:sigma=1", tile=tile, **settings) for tile in ("off", "auto", 32)
+    )
+    assert torch.equal(off.samples, auto.samples)
+    assert (cut.samples - off.samples).abs().max() < 1e-9
+    assert (off.prior.get("tile"), auto.prior["tile"], cut.prior["tile"]) == (None, "off", 32)
+
+
+@pytest.fixture
+def measured(tmp_path):
+    y = torch.rand(3, 136, 136, generator=torch.Generator().manual_seed(0))
+    write_image(tmp_path / "y.png", y)
+    return tmp_path
+
+
+def command(folder, *options):
+    from invdiff.cli.restore import restore
+
+    arguments = [str(folder / "y.png"), "-o", str(folder / "x.png"), "--operator", "identity", "--noise", "0.1"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return CliRunner().invoke(restore, [*arguments, "--steps", "1", *options], catch_exceptions=True)
+
+
+def test_the_record_of_the_command_says_the_tile_and_repeats_it(measured):
+    for option, wanted in (("auto", "--tile off"), ("off", "--tile off"), ("128", "--tile 128")):
+        done = command(measured, "--tile", option)
+        assert done.exit_code == 0, done.output
+        record = json.loads((measured / "x.png.json").read_text())
+        assert wanted in record["command"]
+
+
+@pytest.mark.parametrize(
+    "tile, words",
+    [("64", "tile=64 is too small"), ("large", "not a number of pixels, auto or off"), ("0", "not a number")],
+)
+def test_bad_tiles_on_the_command_line(measured, tile, words):
+    done = command(measured, "--tile", tile)
+    assert done.exit_code != 0 and words in f"{done.output} {done.exception}"
