@@ -25,13 +25,12 @@ from invdiff.evaluation.store import Line, Place, Store
 from invdiff.images import centre, fit_channels
 from invdiff.memory import is_out_of_memory
 from invdiff.priors.base import Prior
+from invdiff.priors.tiled import WHOLE
 from invdiff.restoration import default_batch_size, degrade, restore
 from invdiff.solution import Solution
 
 AHEAD = 2
 """Batches that are read before, or scored after, the one in the network."""
-WHOLE = 2**20
-"""Pixels up to which an image is shown to the network in one piece."""
 OUT_OF_MEMORY = "not enough memory for one image of this size; take smaller ones (--crop), or another --device"
 
 
