@@ -117,6 +117,7 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     help="The truth, to print PSNR and SSIM: a file, or a folder with the inputs' names.",
 )
 @options.hardware_options
+@options.compile_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -146,6 +147,7 @@ def restore(
     reference: str | None,
     device: str,
     precision: str,
+    compile: bool,
     batch_size: int | None,
     bits: str | None,
     extension: str | None,
@@ -208,7 +210,7 @@ def restore(
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
         return 0
-    network = resolve_prior(prior, device, precision)
+    network = resolve_prior(prior, device, precision, compile)
     settings = Settings(
         operator=chosen_operator,
         operator_text=absolute(operator) if operator else None,

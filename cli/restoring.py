@@ -87,6 +87,7 @@ class Settings:
             "--precision",
             self.arithmetic,
         ]
+        words += ["--compile"] if self.prior.describe().get("compiled") else []
         words += ["--bits", str(self.bits)] if self.bits else []
         words += ["--reference", str(self.references[job.source])] if job.source in self.references else []
         return shlex.join(words)

@@ -60,6 +60,7 @@ def restore(
     ids: Sequence[str | int] | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: bool = False,
     progress: bool = False,
     **hyperparameters: Any,
 ) -> Solution:
@@ -75,13 +76,14 @@ def restore(
     over its pixels) is at most `tolerance`, in [0, 1] units, or there are MOST_SAMPLES.
     seed, ids: sample k of image id depends on (seed, id, k) alone, so not on batch_size (how many samples run
     together; default 1 on a CPU, 16 elsewhere).
-    device, precision: where and how the network runs, if the prior is loaded here; a Prior says so itself.
+    device, precision, compile: where and how the network runs, as for `load_prior`, if the prior is loaded here; a Prior
+    says so itself.
     Raises UsageError for arguments that cannot be used, NumericalError if the computation leaves the finite numbers.
     """
     started = time.perf_counter()
     estimated = estimate(y, operator) if isinstance(noise, str) and noise == "auto" else None
     problem = Problem.from_measurement(y, operator, Gaussian(estimated.sigma) if estimated else noise)
-    prior = resolve_prior(prior, device, precision)
+    prior = resolve_prior(prior, device, precision, compile)
     if solver == "auto":
         calls = hyperparameters.pop("steps", None) if steps is None else steps
         solver = choose(
@@ -224,21 +226,21 @@ def states(problem: Problem, prior: Prior, solver: Solver, seed: int = 0) -> Ite
     return run(problem, prior, solver, Noise(generators, problem.image_shape, problem.y))
 
 
-def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto") -> Prior:
+def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto", compile: bool = False) -> Prior:
     """A Prior as it is, or whatever `load_prior` makes of it, on the chosen device in the chosen precision.
 
-    Raises UsageError if a device or precision is given for a Prior, which has its own.
+    Raises UsageError if a device, precision or compile is given for a Prior, which has its own.
     """
     if isinstance(prior, Prior):
-        for name, value in (("device", device), ("precision", precision)):
-            if value != "auto":
+        for name, value in (("device", device), ("precision", precision), ("compile", compile)):
+            if value not in ("auto", False):
                 raise UsageError(
                     f"{name}={value!r} does not move a Prior that is already loaded; give it to load_prior"
                 )
         return prior
     from invdiff.priors import load_prior
 
-    return load_prior(prior, device=device, precision=precision)
+    return load_prior(prior, device=device, precision=precision, compile=compile)
 
 
 def default_batch_size(device: torch.device) -> int:
