@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 invdiff bench
 invdiff bench --sizes 128,512x768 --batch 1,8 --solver ddrm --solver dps:weight=0.5
-invdiff bench --precision bf16 --json > speed.json
+invdiff bench --precision bf16 --json
 """
 SOLVERS = ("auto", "dps")
 CALLS = 20

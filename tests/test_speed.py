@@ -221,3 +221,52 @@ def test_bench_refuses(options, words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match=words):
         bench(options, standalone_mode=False)
+
+
+def test_inputs_of_one_kind_run_together_wherever_they_stand():
+    from concurrent.futures import Future
+    from types import SimpleNamespace
+
+    from invdiff.cli.grouping import HELD, batches
+
+    noise = SimpleNamespace(signal_dependent=False)
+
+    def reading(name: str, side: int):
+        future: Future = Future()
+        job = SimpleNamespace(key=name)
+        future.set_result(SimpleNamespace(job=job, y=torch.zeros(1, side, side), operator=None, noise=noise))
+        return job, future
+
+    def names(readings, size, alone=False):
+        return [[m.job.key for m in batch] for batch in batches(readings, size, alone, lambda job, error: None)]
+
+    mixed = [reading(name, side) for name, side in zip("abcdef", (4, 8, 4, 8, 4, 8), strict=True)]
+    assert names(mixed, 2) == [["a", "c"], ["b", "d"], ["e"], ["f"]]
+    assert names(mixed, 2, alone=True) == [[name] for name in "abcdef"]
+    assert names([reading("a", 4), reading("a", 4)], 2) == [["a"], ["a"]]
+    different = [reading(str(side), side) for side in range(1, 4 * HELD)]
+    waiting = iter(different)
+    next(batches(waiting, 2, False, lambda job, error: None))
+    assert len(list(waiting)) == len(different) - 2 * HELD  # no more than that were read before one had to go
+
+
+def test_what_is_read_ahead_and_written_behind_keeps_its_order_and_its_errors():
+    from invdiff.background import Behind, ahead
+
+    made: list[int] = []
+    results = ahead(lambda k: made.append(k) or 10 // k, [5, 0, 2, 1], 1)
+    assert next(results)[1].result() == 2 and len(made) <= 2
+    item, failing = next(results)
+    with pytest.raises(ZeroDivisionError):
+        failing.result()
+    assert item == 0 and [future.result() for _, future in results] == [5, 10]
+    done: list[int] = []
+    with pytest.raises(ZeroDivisionError), Behind(2) as behind:
+        for k in (1, 2, 0, 4):
+            behind.submit(lambda k=k: done.append(10 // k))
+    assert done[:2] == [10, 5]
+    done.clear()
+    with pytest.raises(KeyboardInterrupt), Behind(2) as behind:
+        behind.submit(done.append, 1)
+        raise KeyboardInterrupt
+    assert done == [1]
