@@ -29,6 +29,7 @@ COMMANDS = {
     "compare-deepinv": "invdiff.cli.compare_deepinv:compare_deepinv",
     "validate": "invdiff.cli.validate:validate",
     "report": "invdiff.cli.report:report",
+    "bench": "invdiff.cli.bench:bench",
     "prior": "invdiff.cli.prior:prior",
 }
 

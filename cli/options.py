@@ -97,6 +97,18 @@ class Size(click.ParamType):
         return int(parts[0]), int(parts[-1])
 
 
+class Sizes(click.ParamType):
+    """Sizes in pixels, separated by commas."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[tuple[int, int], ...]:
+        parts = value if isinstance(value, tuple) else str(value).split(",")
+        return tuple(Size().convert(part if isinstance(part, tuple) else part.strip(), param, ctx) for part in parts)
+
+
 class KeyValue(click.ParamType):
     """key=value."""
 
@@ -247,6 +259,12 @@ hardware_options = together(
         default="auto",
         help=f"The network's arithmetic: {', '.join(PRECISIONS)}.",
     ),
+)
+compile_option = click.option(
+    "--compile/--no-compile",
+    default=False,
+    help="Compile the network with torch first, a minute for each size of image; `invdiff bench --compile` says when it "
+    "pays.",
 )
 
 format_option = click.option(

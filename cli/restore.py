@@ -117,6 +117,7 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     help="The truth, to print PSNR and SSIM: a file, or a folder with the inputs' names.",
 )
 @options.hardware_options
+@options.compile_option
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
@@ -154,6 +155,7 @@ def restore(
     reference: str | None,
     device: str,
     precision: str,
+    compile: bool,
     batch_size: int | None,
     tile: int | str,
     bits: str | None,
@@ -218,7 +220,7 @@ def restore(
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
         return 0
-    network = tiled(resolve_prior(prior, device, precision), tile)
+    network = tiled(resolve_prior(prior, device, precision, compile), tile)
     settings = Settings(
         operator=chosen_operator,
         operator_text=absolute(operator) if operator else None,

@@ -6,19 +6,22 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from invdiff.background import Behind, ahead
 from invdiff.device import PRECISION_NAMES
 from invdiff.evaluation.comparison import Comparison, compare, fit_reference
 
 from . import errors, files
 from .files import Job
 from .grey import repeat_grey
+from .grouping import batches
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from invdiff.solution import Solution
     from invdiff.solvers.base import Solver
     from invdiff.solvers.presets import Preset
+
+AHEAD = 2
+"""Batches that are read before, or written after, the one in the network."""
 
 
 AMBIGUOUS = (
@@ -97,6 +103,7 @@ class Settings:
             "--tile",
             str(tile),
         ]
+        words += ["--compile"] if self.prior.describe().get("compiled") else []
         words += ["--bits", str(self.bits)] if self.bits else []
         words += ["--reference", str(self.references[job.source])] if job.source in self.references else []
         return shlex.join(words)
@@ -144,18 +151,23 @@ def run(jobs: Sequence[Job], settings: Settings) -> int:
                 return fail(batch[0].job, error)
         else:
             for index, measurement in enumerate(batch):
-                try:
-                    finish(measurement, solution, index, len(batch), settings)
-                except Exception as error:
-                    fail(measurement.job, error)
+                behind.submit(close, measurement, solution, index, len(batch))
             return None
         # Outside the except block, whose traceback would keep the failed attempt's tensors in memory.
         for measurement in batch:
             attempt([measurement], 1)
         return None
 
-    for batch in batches(jobs, settings, fail):
-        attempt(batch, settings.batch_size)
+    def close(measurement: Measurement, solution: Solution, index: int, count: int) -> None:
+        try:
+            finish(measurement, solution, index, count, settings)
+        except Exception as error:
+            fail(measurement.job, error)
+
+    with Behind(AHEAD * settings.batch_size) as behind:
+        readings = ahead(partial(prepare, settings=settings), jobs, AHEAD * settings.batch_size)
+        for batch in batches(readings, settings.batch_size, settings.samples == "auto", fail):
+            attempt(batch, settings.batch_size)
     if failed:
         names = ", ".join(job.source.name for job in failed)
         click.echo(f"restored {len(jobs) - len(failed)} of {len(jobs)} images; failed: {names}", err=True)
@@ -181,33 +193,6 @@ def quantile_suffix(q: float) -> str:
     """-q05 for 0.05, -q005 for 0.005, -q100 for 1."""
     digits = f"{q:.10f}".rstrip("0").partition(".")[2].ljust(2, "0")
     return "-q100" if q == 1 else f"-q{digits}"
-
-
-def batches(
-    jobs: Sequence[Job], settings: Settings, fail: Callable[[Job, Exception], None]
-) -> Iterator[list[Measurement]]:
-    """Neighbours of one measurement shape, up to the batch size, no name twice: random numbers are keyed by names."""
-    batch: list[Measurement] = []
-    for job in jobs:
-        try:
-            measurement = prepare(job, settings)
-        except Exception as error:
-            fail(job, error)
-            continue
-        alike = batch and _kind(batch[0]) == _kind(measurement)
-        # How many samples "auto" takes must not depend on the neighbours, nor the average of a noise that varies.
-        alone = settings.samples == "auto" or measurement.noise.signal_dependent
-        fits = alike and len(batch) < settings.batch_size and not alone
-        if batch and not (fits and job.key not in {other.job.key for other in batch}):
-            yield batch
-            batch = []
-        batch.append(measurement)
-    if batch:
-        yield batch
-
-
-def _kind(measurement: Measurement) -> tuple[Any, ...]:
-    return measurement.y.shape, measurement.operator, measurement.noise
 
 
 def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel | None]:

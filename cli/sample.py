@@ -45,6 +45,7 @@ invdiff sample -o between.png --sampler ddim --eta 0.5
 )
 @options.seed_option
 @options.hardware_options
+@options.compile_option
 @click.option(
     "--batch-size", type=click.IntRange(min=1), metavar="N", help="Run together.  [default: 1 on a CPU, else 16]"
 )
@@ -61,6 +62,7 @@ def sample(
     seed: int,
     device: str,
     precision: str,
+    compile: bool,
     batch_size: int | None,
     overwrite: bool,
     quiet: bool,
@@ -83,7 +85,7 @@ def sample(
     suffixes = tuple(f"-{k}" for k in range(1, count + 1)) if count > 1 else ()
     job = files.Job(target, target, Path(target.name), suffixes)
     files.check_outputs(job, None, overwrite)
-    network = resolve_prior(prior, device, precision)
+    network = resolve_prior(prior, device, precision, compile)
     group = batch_size or default_batch_size(network.device)
     bar_off = quiet or not sys.stderr.isatty()
     with tqdm(total=method.nfe * -(-count // group), desc="sample", unit="call", leave=False, disable=bar_off) as bar:
@@ -98,7 +100,7 @@ def sample(
         )
     words = ["invdiff", "sample", "--prior", prior, "-o", str(target), "--count", str(count)]
     words += ["--size", f"{size[0]}x{size[1]}", "--sampler", method.spec, "--seed", str(seed)]
-    words += ["--device", device, "--precision", precision]
+    words += ["--device", device, "--precision", precision, *(["--compile"] if compile else [])]
     output: dict[str, object] = {"path": str(target)}
     with all_or_nothing():
         singles = [job.companion(suffix) for suffix in suffixes] or [target]

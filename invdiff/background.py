@@ -1,4 +1,4 @@
-"""What goes on beside the training loop: the signals that stop it, and the batches prepared ahead."""
+"""What goes on beside a loop: the signals that stop it, what is prepared ahead of it, and what is finished behind it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Item = TypeVar("Item")
 
 
 class StopFlag:
@@ -85,3 +87,45 @@ class Prefetcher(Generic[T]):
 
     def __exit__(self, *exc: object) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def ahead(make: Callable[[Item], T], items: Iterable[Item], count: int) -> Iterator[tuple[Item, Future[T]]]:
+    """(item, the future of make(item)) in order, made in a thread that is at most `count` items ahead."""
+    queue: deque[tuple[Item, Future[T]]] = deque()
+    pool = ThreadPoolExecutor(1)
+    try:
+        for item in items:
+            queue.append((item, pool.submit(make, item)))
+            if len(queue) > count:
+                yield queue.popleft()
+        while queue:
+            yield queue.popleft()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Behind:
+    """Runs tasks in their order in a thread, while the caller goes on; at most `count` wait.
+
+    What a task raises comes out of a later `submit`, or at the end. When the block is left by an exception, what was
+    submitted is finished first.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._pool = ThreadPoolExecutor(1)
+        self._waiting: deque[Future[Any]] = deque()
+
+    def submit(self, task: Callable[..., Any], *arguments: Any) -> None:
+        self._waiting.append(self._pool.submit(task, *arguments))
+        while len(self._waiting) > self._count or (self._waiting and self._waiting[0].done()):
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._pool.shutdown(wait=True)
+        if kind is None:
+            for future in self._waiting:
+                future.result()

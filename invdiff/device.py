@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import warnings
 from typing import TYPE_CHECKING
 
-from invdiff.errors import UsageError, unknown
+from invdiff.errors import InputWarning, UsageError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -53,21 +55,53 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
     if name not in PRECISIONS:
         raise unknown("precision", name, PRECISIONS)
     if name == "auto":
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and _cpu_has_bf16()
-        name = "bf16" if fast else "fp32"
+        name = "bf16" if device.type != "mps" and _has_bf16(device) else "fp32"
     if name == "fp16" and device.type == "cpu":
         raise UsageError("fp16 has no fast CPU kernels; use --precision bf16 or fp32 on the CPU")
+    if name == "bf16" and not _has_bf16(device):
+        if device.type == "cuda":
+            raise UsageError("this GPU has no bf16 arithmetic; use --precision fp16 or fp32")
+        warnings.warn("this processor has no bf16 instructions: --precision fp32 is faster here", InputWarning, 2)
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
-def _cpu_has_bf16() -> bool:
-    """True on processors with bfloat16 instructions (AVX512-BF16 or AMX, or Arm's), where it halves the time."""
+def precisions(device: torch.device) -> list[str]:
+    """The names of PRECISIONS, but auto, whose arithmetic the device has in hardware."""
+    return ["fp32", *(["bf16"] if _has_bf16(device) else []), *([] if device.type == "cpu" else ["fp16"])]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    """True for GPUs with bfloat16 arithmetic, and for processors with its instructions (AVX512-BF16, AMX, Arm's)."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return True
     try:
         with open("/proc/cpuinfo") as lines:
             flags = next((line for line in lines if line.startswith(("flags", "Features"))), "").split()
     except OSError:
         return False
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout of weights in which networks are fastest, where that was measured (benchmarks/network_call.py)."""
+    import torch
+
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+
+
+def check_compiler() -> None:
+    """Raise UsageError unless `torch.compile` finds what it needs here."""
+    import torch
+
+    if not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise UsageError(
+            "--compile needs a C++ compiler and finds none (g++, or the one that CXX names); install it, or leave "
+            "--compile out"
+        )
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:

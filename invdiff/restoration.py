@@ -61,6 +61,7 @@ def restore(
     ids: Sequence[str | int] | None = None,
     device: str = "auto",
     precision: str = "auto",
+    compile: bool = False,
     tile: int | str = "auto",
     progress: bool = False,
     **hyperparameters: Any,
@@ -77,7 +78,8 @@ def restore(
     over its pixels) is at most `tolerance`, in [0, 1] units, or there are MOST_SAMPLES.
     seed, ids: sample k of image id depends on (seed, id, k) alone, so not on batch_size (how many samples run
     together; default 1 on a CPU, 16 elsewhere).
-    device, precision: where and how the network runs, if the prior is loaded here; a Prior says so itself.
+    device, precision, compile: where and how the network runs, as for `load_prior`, if the prior is loaded here; a Prior
+    says so itself.
     tile: the network sees large images by overlapping tiles of at most so many pixels a side, "auto" (as the memory
     allows) or "off"; the result changes by less than 0.05 dB, `solution.prior` says what was taken (docs/tiles.md).
     Raises UsageError for arguments that cannot be used, NumericalError if the computation leaves the finite numbers.
@@ -85,7 +87,7 @@ def restore(
     started = time.perf_counter()
     estimated = estimate(y, operator) if isinstance(noise, str) and noise == "auto" else None
     problem = Problem.from_measurement(y, operator, Gaussian(estimated.sigma) if estimated else noise)
-    prior = tiled(resolve_prior(prior, device, precision), tile)
+    prior = tiled(resolve_prior(prior, device, precision, compile), tile)
     if solver == "auto":
         calls = hyperparameters.pop("steps", None) if steps is None else steps
         solver = choose(
@@ -234,21 +236,21 @@ def states(problem: Problem, prior: Prior, solver: Solver, seed: int = 0) -> Ite
     return run(problem, prior, solver, Noise(generators, problem.image_shape, problem.y))
 
 
-def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto") -> Prior:
+def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto", compile: bool = False) -> Prior:
     """A Prior as it is, or whatever `load_prior` makes of it, on the chosen device in the chosen precision.
 
-    Raises UsageError if a device or precision is given for a Prior, which has its own.
+    Raises UsageError if a device, precision or compile is given for a Prior, which has its own.
     """
     if isinstance(prior, Prior):
-        for name, value in (("device", device), ("precision", precision)):
-            if value != "auto":
+        for name, value in (("device", device), ("precision", precision), ("compile", compile)):
+            if value not in ("auto", False):
                 raise UsageError(
                     f"{name}={value!r} does not move a Prior that is already loaded; give it to load_prior"
                 )
         return prior
     from invdiff.priors import load_prior
 
-    return load_prior(prior, device=device, precision=precision)
+    return load_prior(prior, device=device, precision=precision, compile=compile)
 
 
 def default_batch_size(device: torch.device) -> int:

@@ -30,12 +30,19 @@ def shipped() -> list[str]:
     return sorted(folder.name for folder in CHECKPOINTS.iterdir() if (folder / "model_index.json").is_file())
 
 
-def load_prior(source: Any, *, device: torch.device | str = "auto", precision: torch.dtype | str = "auto") -> Prior:
+def load_prior(
+    source: Any,
+    *,
+    device: torch.device | str = "auto",
+    precision: torch.dtype | str = "auto",
+    compile: bool = False,
+) -> Prior:
     """A prior from: a shipped name ("natural"), a diffusers folder with a UNet2DModel, a guided-diffusion (ADM) file
     ("model.pt"), a Hugging Face id "owner/name", a deepinv Denoiser, or a Prior (returned as it is).
 
     device: a torch device or a name of invdiff.device.DEVICES; precision: the network's arithmetic, a dtype or "auto"
     (bfloat16 where the hardware has it), "fp32", "bf16", "fp16". Weights are held in float32 whatever they were stored in.
+    compile: whether torch compiles the network, which takes a minute; `invdiff bench --compile` says when it pays.
     A shipped name goes before a folder of the same name: write "./natural" for the folder.
     Raises UsageError for a source that is none of these, CheckpointError for one that cannot be used.
     """
@@ -43,10 +50,9 @@ def load_prior(source: Any, *, device: torch.device | str = "auto", precision: t
         return source
     device = choose_device(device) if isinstance(device, str) else torch.device(device)
     if is_deepinv_denoiser(source):
-        if precision not in ("auto", "fp32", torch.float32):
-            raise UsageError(
-                f"precision={precision!r} is for networks loaded from files; a deepinv Denoiser has its own"
-            )
+        if precision not in ("auto", "fp32", torch.float32) or compile:
+            given = "compile=True" if compile else f"precision={precision!r}"
+            raise UsageError(f"{given} is for networks loaded from files; a deepinv Denoiser has its own")
         return DeepinvPrior(source).to(device)
     if not isinstance(source, str | Path):
         raise UsageError(
@@ -55,11 +61,16 @@ def load_prior(source: Any, *, device: torch.device | str = "auto", precision: t
         )
     dtype = choose_precision(precision, device) if isinstance(precision, str) else precision
     checkpoint, name = open_checkpoint(source)
-    return network_prior(checkpoint, name, device=device, precision=dtype)
+    return network_prior(checkpoint, name, device=device, precision=dtype, compile=compile)
 
 
 def network_prior(
-    checkpoint: Checkpoint, name: str, *, device: torch.device, precision: torch.dtype = torch.float32
+    checkpoint: Checkpoint,
+    name: str,
+    *,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    compile: bool = False,
 ) -> NetworkPrior:
     """The prior of an opened checkpoint."""
     prior = NetworkPrior(
@@ -69,6 +80,7 @@ def network_prior(
         prediction=checkpoint.prediction,
         multiple=checkpoint.multiple,
         precision=precision,
+        compile=compile,
         high_noise=checkpoint.statistics(),
         name=name,
         identity={"path": str(checkpoint.path), "sha256": checkpoint.sha256()},

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from invdiff.device import autocast
+from invdiff.device import autocast, check_compiler, memory_format
 from invdiff.errors import UsageError
 from invdiff.parameterization import check_prediction, to_clean
 from invdiff.priors.base import Prior, Sigma, per_sample
@@ -34,8 +34,11 @@ class NetworkPrior(Prior):
     schedule: its training schedule; prediction: "epsilon", "sample" or "v_prediction".
     multiple: images are padded to a multiple of this many pixels and cropped back, so every H x W works.
     precision: dtype of the network's arithmetic (autocast); everything around it keeps x's dtype.
+    compile: whether torch compiles the network for calls without a gradient, once for each size of image.
     high_noise: a Gaussian model of the images, which answers above sigma_start in place of the network.
     """
+
+    channels: int
 
     def __init__(
         self,
@@ -46,6 +49,7 @@ class NetworkPrior(Prior):
         prediction: str = "epsilon",
         multiple: int = 1,
         precision: torch.dtype = torch.float32,
+        compile: bool = False,
         high_noise: GaussianImages | None = None,
         name: str = "network",
         identity: dict[str, Any] | None = None,
@@ -56,6 +60,10 @@ class NetworkPrior(Prior):
         self.prediction = check_prediction(prediction)
         self.multiple = multiple
         self.precision = precision
+        self.compile = compile
+        if compile:
+            check_compiler()
+        self._compiled: Any = None
         self.high_noise = high_noise
         self.name = name
         self.identity = identity or {}
@@ -71,7 +79,7 @@ class NetworkPrior(Prior):
 
     def to(self, device: torch.device | str, precision: torch.dtype | None = None) -> NetworkPrior:
         """Move the network to a device and choose its arithmetic; returns self."""
-        self.network.to(device)
+        self.network.to(device).to(memory_format=memory_format(torch.device(device)))
         self.precision = precision or self.precision
         return self
 
@@ -107,12 +115,25 @@ class NetworkPrior(Prior):
 
     def _predict(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         height, width = x_t.shape[-2:]
-        padded = pad_to_multiple(x_t, self.multiple)
+        output = self.call_network(pad_to_multiple(x_t, self.multiple), t)[:, : x_t.shape[1], :height, :width]
+        # The data steps of solvers transform rows and columns: plane by plane, whatever the network's own layout.
+        return output.to(x_t.dtype, memory_format=torch.contiguous_format)
+
+    def call_network(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The network alone, in its own variables: x_t (B, C, H, W) on [-1, 1], H and W multiples of `multiple`, t (B,)."""
+        plain = not torch.is_grad_enabled()
         weights = next(self.network.parameters()).dtype
-        with autocast(x_t.device, self.precision):
-            output = self.network(padded.to(weights), t)
-        output = getattr(output, "sample", output)
-        return output[:, : x_t.shape[1], :height, :width].to(x_t.dtype)
+        with torch.inference_mode(plain), autocast(x_t.device, self.precision):
+            output = self._callable(plain)(x_t.to(weights), t)
+        return getattr(output, "sample", output)
+
+    def _callable(self, plain: bool) -> Any:
+        """The network, or its compiled form where no gradient is asked for: a compiled backward pass allows only one."""
+        if not (self.compile and plain):
+            return self.network
+        if self._compiled is None:
+            self._compiled = torch.compile(self.network)
+        return self._compiled
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -121,6 +142,7 @@ class NetworkPrior(Prior):
             "channels": self.channels,
             "prediction": self.prediction,
             "precision": str(self.precision).removeprefix("torch."),
+            **({"compiled": True} if self.compile else {}),
             "above sigma_start": "network" if self.high_noise is None else "Gaussian images",
             **self.identity,
         }

@@ -1,0 +1,191 @@
+"""How fast a prior's network is here, and what a solver adds to it. All times are medians of runs that alternate."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from invdiff.evaluation.runner import peak_memory
+from invdiff.priors.base import Prior, Sigma, WrappedPrior
+from invdiff.priors.network import NetworkPrior
+from invdiff.restoration import degrade, restore
+from invdiff.sampling import generator
+from invdiff.solvers.base import Solver
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+
+def alternate(
+    functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Seconds of each function, run in turn `repeats` times after one turn that warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if turn:
+                seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of ratios turn by turn, which what else the machine does disturbs less than the ratio of medians."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+@dataclass(frozen=True)
+class CallTime:
+    """One call of the network. seconds: by the precision's name; memory: MB, the most held so far (a GPU: for this row)."""
+
+    size: Size
+    batch: int
+    seconds: dict[str, float]
+    speedup: dict[str, float]
+    memory: float
+
+
+def time_calls(
+    priors: Mapping[str, NetworkPrior], sizes: Sequence[Size], batches: Sequence[int], repeats: int
+) -> Iterator[CallTime]:
+    """The same call of one network in several precisions (or other variants); the first is what `speedup` compares with."""
+    first = next(iter(priors))
+    for height, width in sorted(sizes, key=lambda size: size[0] * size[1]):
+        for batch in sorted(batches):
+            prior = priors[first]
+            x = torch.rand(batch, prior.channels, height, width, generator=generator(0, "speed", 0)).to(prior.device)
+            if prior.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(prior.device)
+            with torch.no_grad():
+                calls = {name: partial(prior.denoise, x, 0.1) for name, prior in priors.items()}
+                seconds = alternate(calls, repeats, prior.device)
+            yield CallTime(
+                (height, width),
+                batch,
+                {name: statistics.median(values) for name, values in seconds.items()},
+                {name: median_ratio(seconds[first], values) for name, values in seconds.items()},
+                peak_memory(prior.device),
+            )
+
+
+@dataclass
+class Call:
+    """One call of a network: for how many images, whether its graph was kept, and the backward passes through it."""
+
+    images: int
+    gradient: bool
+    backwards: int = 0
+
+
+class Recorder(WrappedPrior):
+    """A prior that writes down how it was called."""
+
+    def __init__(self, prior: Prior) -> None:
+        super().__init__(prior)
+        self.calls: list[Call] = []
+
+    def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        clean = self.prior.denoise(x, sigma)
+        call = Call(len(x), clean.requires_grad)
+        self.calls.append(call)
+        if clean.requires_grad:
+            clean.register_hook(lambda _: setattr(call, "backwards", call.backwards + 1))
+        return clean
+
+
+def replay(prior: NetworkPrior, shape: Sequence[int], calls: Sequence[Call]) -> None:
+    """The same calls of the bare network, each with its backward passes to the input, and nothing else."""
+    channels, *sides = shape
+    padded = (channels, *(side + -side % prior.multiple for side in sides))
+    for call in calls:
+        x = torch.zeros(call.images, *padded, device=prior.device, requires_grad=call.gradient)
+        t = torch.full((call.images,), 50.0, device=prior.device)
+        with torch.set_grad_enabled(call.gradient):
+            output = prior.call_network(x, t)
+            for k in range(call.backwards):
+                torch.autograd.grad(output, x, output.detach(), retain_graph=k < call.backwards - 1)
+
+
+@dataclass(frozen=True)
+class SolverTime:
+    """seconds: for one image; bare: of its network calls alone; ratio: of the two, the median over turns; calls: network
+    calls; backwards: backward passes; memory: as in CallTime."""
+
+    solver: str
+    operator: str
+    size: Size
+    batch: int
+    calls: int
+    backwards: int
+    seconds: float
+    bare: float
+    ratio: float
+    memory: float
+
+
+def time_solver(
+    prior: NetworkPrior, solver: Solver | str, operator: str, size: Size, batch: int, steps: int | None, repeats: int
+) -> SolverTime:
+    """`restore` from start to end, in turns with the same calls of the bare network."""
+    shape = (prior.channels, *size)
+    x = torch.rand(batch, *shape, generator=generator(0, "speed", 0))
+    y = degrade(x, operator, noise=0.05)
+    recorder = Recorder(prior)
+
+    def solve(prior: Prior) -> dict[str, object]:
+        return restore(y, operator, 0.05, prior, solver, steps, batch_size=batch).solver
+
+    name = str(solve(recorder)["name"])
+    if prior.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(prior.device)
+    turns = {"solver": lambda: solve(prior), "bare": lambda: replay(prior, shape, recorder.calls)}
+    seconds = alternate(turns, repeats, prior.device)
+    return SolverTime(
+        name,
+        operator,
+        size,
+        batch,
+        sum(call.images for call in recorder.calls) // batch,
+        sum(call.backwards * call.images for call in recorder.calls) // batch,
+        statistics.median(seconds["solver"]) / batch,
+        statistics.median(seconds["bare"]) / batch,
+        median_ratio(seconds["solver"], seconds["bare"]),
+        peak_memory(prior.device),
+    )
+
+
+@dataclass(frozen=True)
+class CompileTime:
+    """What `torch.compile` costs and gains. seconds: of the first call, which compiles; eager, compiled: of one call."""
+
+    size: Size
+    seconds: float
+    eager: float
+    compiled: float
+
+    @property
+    def pays_after(self) -> int | None:
+        """The number of calls after which the time for compiling is saved; None: never."""
+        saved = self.eager - self.compiled
+        return math.ceil(self.seconds / saved) if saved > 0 else None
+
+
+def time_compilation(eager: NetworkPrior, compiled: NetworkPrior, size: Size, repeats: int) -> CompileTime:
+    """One call of each in turn, batch 1, after the compilation."""
+    x = torch.zeros(1, eager.channels, *size, device=eager.device)
+    with torch.no_grad():
+        started = time.perf_counter()
+        compiled.denoise(x, 0.1)
+        seconds = time.perf_counter() - started
+        turns = {"eager": lambda: eager.denoise(x, 0.1), "compiled": lambda: compiled.denoise(x, 0.1)}
+        times = alternate(turns, repeats, eager.device)
+    return CompileTime(size, seconds, statistics.median(times["eager"]), statistics.median(times["compiled"]))
