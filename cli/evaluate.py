@@ -160,7 +160,8 @@ def _from_file(suite: str, data: str | None, given: dict[str, Any]) -> Suite:
 
     extra = [name for name, value in given.items() if value not in (None, (), False)]
     if extra:
-        option = "--" + extra[0].rstrip("s").replace("_", "-")
+        singular = ("operators", "noises", "solvers", "presets", "priors", "seeds")
+        option = "--" + (extra[0][:-1] if extra[0] in singular else extra[0]).replace("_", "-")
         raise click.UsageError(
             f"{option} belongs to a run without a suite; put it into a suite file, or leave SUITE out."
         )
@@ -269,6 +270,7 @@ def _run(
     done = store.open(record, force)
     total = sum(len(batch.wanted) for batch in schedule(plan, done, batch_size, limit, share))
     quiet_run = quiet or not main
+    failures: set[tuple[str, str]] = set()
     if not quiet_run:
         for text in record["protocol_text"]:
             click.echo(text)
@@ -282,8 +284,11 @@ def _run(
             bar.set_postfix_str(f"{task.cell.label}: {line['image']}", refresh=False)
             bar.update()
             if "error" in line and not quiet_run:
-                bar.clear()
-                click.echo(f"failed: {line['image']} ({task.cell.label}): {line['error']}", err=True)
+                told = (line["image"], line["error"])
+                if told not in failures:  # a file that cannot be read fails in every cell
+                    bar.clear()
+                    click.echo(f"failed: {line['image']} ({task.cell.label}): {line['error']}", err=True)
+                failures.add(told)
 
         try:
             outcome = run(
@@ -303,7 +308,9 @@ def _run(
     if outcome.failed:
         images = sorted({image for _, image in outcome.failed})
         click.echo(
-            f"{len(images)} images failed: {', '.join(images[:5])}{', ...' if len(images) > 5 else ''}", err=True
+            f"failed: {len(outcome.failed)} results, of {', '.join(images[:5])}{', ...' if len(images) > 5 else ''}; "
+            "the same command tries them again",
+            err=True,
         )
     return 1 if outcome.failed else 0
 
@@ -328,6 +335,13 @@ def _tell_results(out: str) -> None:
     from .tables import table
 
     shown = (("before_psnr", 2), ("psnr", 2), ("ssim", 3), ("residual", 2), ("nfe", 0), ("seconds", 1))
-    rows = [(row.label, str(row.images), *(row.text(*each) for each in shown)) for row in summaries(out)]
-    head = ("cell", "images", "before", "PSNR", "SSIM", "residual", "calls", "s/image")
-    click.echo(table(head, rows, wrapped=0))
+    head = ("solver", "images", "before", "PSNR", "SSIM", "residual", "calls", "s/image")
+    groups: dict[str, list[tuple[str, ...]]] = {}
+    for row in summaries(out):
+        solver, steps = row.cell["solver"], row.cell["steps"]
+        name = solver if steps is None else f"{solver}, {steps} calls"
+        title = row.label.replace(f", {name}", "", 1)
+        groups.setdefault(title, []).append((name, str(row.images), *(row.text(*each) for each in shown)))
+    for title, rows in groups.items():
+        click.echo(f"\n{title}\n{table(head, rows, wrapped=0)}")
+    click.echo()

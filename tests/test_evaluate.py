@@ -201,7 +201,7 @@ def test_one_bad_image_is_counted_and_the_others_go_on(data: Path, prior: Path) 
     arguments = ["--data", data, *BLUR, *FAST, "--prior", prior, "--batch-size", 3, "--out", "run"]
     result = invoke(*arguments)
     assert result.exit_code == 1
-    assert "1 images failed: b" in result.output and "damaged or truncated" in result.output
+    assert "failed: 1 results, of b; the same command" in result.output and "damaged or truncated" in result.output
     first = lines(Path("run"))
     assert len(first) == 5 and sum(b'"error"' in line for line in first) == 1
     assert invoke(*arguments).exit_code == 1  # tried again, and told once
@@ -459,6 +459,7 @@ def test_missing_data_sets(data: Path, prior: Path) -> None:
         (["--operator", "identity", "--noise", "0.1"], "Missing option --data"),
         (["quik"], "unknown suite 'quik'. Did you mean 'quick'?"),
         (["quick", "--solver", "ddrm"], "--solver belongs to a run without a suite"),
+        (["quick", "--steps", "3"], "--steps belongs to a run without a suite"),
         (["--data", "clean", *BLUR, "--shard", "3/2"], "'3/2' is no part of a whole"),
         (["--data", "nowhere", *BLUR], "--data nowhere: no such folder"),
         (["--data", "clean", *BLUR, "--calibration"], "calibration needs several samples"),
@@ -517,3 +518,16 @@ def test_the_example_of_the_docs_runs(prior: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"PSNR -?\d+\.\d\d -> ", done.stdout)) == 4
     assert re.search(r"inpaint:keep=0.3: ddrm - diffpir = [+-]\d+\.\d\d dB, p = [01]\.\d\d", done.stdout)
+
+
+def test_library_calls_refuse_what_they_would_ignore(prior: Path) -> None:
+    with pytest.raises(UsageError, match="steps=3 is told by the suite itself"):
+        invdiff.evaluate("quick", steps=3)
+    with pytest.raises(UsageError, match="must be a tensor"):
+        invdiff.evaluate(torch.rand(3, 24, 24), "identity", prior=prior)
+
+
+def test_library_rows_say_why_images_failed(prior: Path) -> None:
+    images = [torch.rand(3, 24, 24), torch.rand(2, 24, 24)]
+    found = invdiff.evaluate(images, "identity", 0.1, "ddrm", steps=2, prior=prior, device="cpu")
+    assert "1 images, 1 failed: " in str(found) and "channel" in str(found)

@@ -664,3 +664,29 @@ def test_help_names_the_command() -> None:
 def test_usage_errors_are_raised_in_python_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no evaluation"):
         writing.report(tmp_path)
+
+
+def test_rows_of_as_many_images_are_no_unfinished_run(tmp_path: Path) -> None:
+    run = simple_run(tmp_path / "run", {"ddrm": [20.0, 21.0], "dps": [22.0, 23.0]})
+    record = json.loads((run / "run.json").read_text())
+    record["data"]["photos"]["images"] = 5
+    (run / "run.json").write_text(json.dumps(record))
+    text = Page(writing.report(run)[0].read_text()).text
+    assert "Every row is of 2 of 5 images of photos" in text and "unfinished" not in text
+
+
+def test_plots_of_earlier_groups_are_removed_and_other_files_kept(small: Path) -> None:
+    plots = writing.report(small)[0].parent / "plots"
+    kept = set(plots.iterdir())
+    for name in ("09-old-blur-cost.png", "10-mine.png"):
+        (plots / name).write_text("")
+    writing.report(small)
+    assert set(plots.iterdir()) == {*kept, plots / "10-mine.png"}
+
+
+def test_equal_costs_have_a_readable_axis(run: Path) -> None:
+    """Two methods of the same calls: the point lies inside, with a tick or two beside it."""
+    group = groups(load(run))[0]
+    calls, _ = figures.cost(type(group)(group.settings, group.rows[:1]), figures.styles([group])).axes
+    low, high = calls.get_xlim()
+    assert low < 20 < high and high / low == pytest.approx(figures.DECADE)

@@ -72,9 +72,13 @@ class Evaluation:
         return "\n".join(
             f"{row.label}: PSNR {row.text('before_psnr', 2)} -> {row.text('psnr', 2)} dB, SSIM {row.text('ssim', 3)}, "
             f"residual {row.text('residual', 2)}, {row.text('nfe', 0)} calls, {row.text('seconds', 2)} s an image, "
-            f"{row.images} images"
+            f"{row.images} images" + self._failure(row)
             for row in self.rows
         )
+
+    def _failure(self, row: Summary) -> str:
+        errors = [line["error"] for line in self.run.results if line["cell"] == row.cell["id"] and "error" in line]
+        return f", {row.failed} failed: {errors[0]}" if errors else ""
 
 
 def evaluate(
@@ -100,20 +104,33 @@ def evaluate(
 ) -> Evaluation:
     """Degrade clean images, restore and score them: PSNR, SSIM, residual, network calls, seconds.
 
-    data: a folder, file or pattern of clean images, "skimage", a tensor (B, C, H, W) in [0, 1], or a suite (its name or file,
-    or a Suite), which brings everything down to seed itself. operator, noise, solver, steps, prior, seed: one each, or a list
-    of which every combination is a row; operators, solvers and priors may be objects. samples: for each image;
-    calibration: also whether their spread is right; simulations: how many images of the prior itself to test the solver on.
-    out: a folder to keep the results in, where the same call goes on after a stop (default: they are kept in memory alone).
-    Raises as `restore`; an image that fails is counted, not raised.
+    data: a folder, file or pattern of clean images, "skimage", a tensor (B, C, H, W) in [0, 1] or a list of (C, H, W), or a
+    suite (its name or file, or a Suite), which brings everything from operator to protocol itself. operator, noise, solver,
+    steps, prior, seed: one each, or a list of which every combination is a row; operators, solvers and priors may be objects.
+    samples: for each image; calibration: also whether their spread is right; simulations: how many images of the prior itself
+    to test the solver on. out: a folder to keep the results in, where the same call goes on after a stop (default: they are
+    kept in memory alone).
+    Raises as `restore`; an image that fails is counted, not raised: printed rows say why, `images` has its "error".
     """
     objects: dict[str, Any] = {}
+    if isinstance(data, Suite) or operator is None:
+        own = {"operator": (operator, None), "noise": (noise, 0.05), "solver": (solver, "auto"), "steps": (steps, None)}
+        own |= {
+            "prior": (prior, "natural"),
+            "seed": (seed, 0),
+            "samples": (samples, 1),
+            "calibration": (calibration, False),
+        }
+        own |= {"simulations": (simulations, 0), "crop": (crop, None), "protocol": (protocol, None)}
+        for name, (value, default) in own.items():
+            if value is not default and value != default:
+                raise UsageError(f"{name}={value!r} is told by the suite itself; change it there, or give an operator")
     if isinstance(data, Suite):
         suite = data
     elif operator is None:
         suite = read_suite(data)
     else:
-        tensors = tuple(data) if isinstance(data, torch.Tensor) else ()
+        tensors = _tensors(data)
         path = "tensor" if tensors else str(data)
         data_set = DataSet(Path(path).name or "images", path, crop, images=tensors)
         if data_set.missing:
@@ -140,6 +157,17 @@ def evaluate(
         sets.measure(plan, store)
         simulate(plan, store, batch_size=batch_size)
         return Evaluation(load(store.folder))
+
+
+def _tensors(data: Any) -> tuple[torch.Tensor, ...]:
+    """The images where `data` is a tensor or a list of them, else none."""
+    if not isinstance(data, torch.Tensor | list | tuple):
+        return ()
+    for image in data:
+        if not isinstance(image, torch.Tensor) or image.ndim != 3:
+            found = tuple(data.shape) if isinstance(data, torch.Tensor) else type(data).__name__
+            raise UsageError(f"data={found} must be a tensor (B, C, H, W), or a list of tensors (C, H, W)")
+    return tuple(data)
 
 
 def _text(item: Any, kind: Any, objects: dict[str, Any]) -> str:

@@ -26,6 +26,9 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#0
 
 Styles = Mapping[str, int]
 
+DECADE = 6.3
+"""The least ratio of the ends of a logarithmic axis: one that is wider holds two of 1, 2, 5, 10, ... at least."""
+
 NAMED = 24
 """Rows with a line of their own in a plot: no eye follows more."""
 
@@ -65,6 +68,12 @@ def _plain_ticks(axis: Axis) -> None:
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def _room(low: float, high: float) -> tuple[float, float]:
+    """The ends of a logarithmic axis that holds these, with a margin, and no narrower than DECADE."""
+    wider = max(1.2, math.sqrt(DECADE * low / high))
+    return low / wider, high * wider
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -127,6 +136,7 @@ def _cost(
     _frame(axes, f"PSNR against {unit}", f"{unit} for each image", "PSNR (dB)")
     axes.set_xscale("log")
     _plain_ticks(axes.xaxis)
+    prices: list[float] = []
     for name, rows in lines.items():
         points = sorted(
             (at, it.mean, it.low, it.high) for row in rows for it in [row.scores["psnr"]] if (at := price(row))
@@ -136,7 +146,10 @@ def _cost(
             bars = np.nan_to_num([y - low, high - y]).clip(0)
             look = _look(styles[name])
             handles[name] = axes.errorbar(x, y, bars, linewidth=1, elinewidth=0.7, capsize=2, **look)
-    if not axes.has_data():
+            prices += x.tolist()
+    if prices:
+        axes.set_xlim(_room(min(prices), max(prices)))
+    else:
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not recorded", ha="center", va="center", transform=axes.transAxes, color="grey")
 
@@ -193,7 +206,10 @@ def calibrated(group: Group, styles: Styles) -> Figure | None:
     spread.set(xscale="log", yscale="log")
     _plain_ticks(spread.xaxis)
     _plain_ticks(spread.yaxis)
-    low, high = spread.get_xlim()
-    spread.plot([low, high], [low, high], color="0.5", linewidth=1)
+    shown = [np.asarray(axis, float) for line in spread.lines for axis in line.get_data()]
+    if points := [value for axis in shown for value in axis.tolist() if value > 0]:
+        ends = _room(min(points), max(points))
+        spread.plot(ends, ends, color="0.5", linewidth=1)
+        spread.set(xlim=ends, ylim=ends)
     _legend(figure, handles)
     return figure

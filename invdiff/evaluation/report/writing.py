@@ -14,6 +14,7 @@ from invdiff.evaluation.report.rows import Group, Row, groups
 from invdiff.evaluation.store import Run, load
 
 PAGE = "report.html"
+OWN_PLOT = re.compile(r"\d{2}-[a-z0-9-]*-(cost|calibration|image-by-image)\.(png|svg)")
 DRAWN = 16
 """Groups with plots of their own: each plot takes half a second and 100 kB of the page."""
 
@@ -83,12 +84,24 @@ def _check_results(run: Run) -> None:
 
 
 def _unfinished(run: Run, found: Sequence[Group]) -> list[str]:
-    """A sentence on images without a result, so that no mean over a part passes for the whole."""
-    expected = sum(int(run.record["data"][cell["data"]]["images"]) for cell in run.cells)
-    done = sum(len(row.images) + len(row.failures) for group in found for row in group.rows)
-    if done >= expected:
+    """A sentence on images without a result, so that no mean over a part passes for the whole.
+
+    Where all rows of each data set have the same images, these are all that was asked for, by --limit for instance."""
+    done: dict[str, set[frozenset[str]]] = {}
+    for row in (row for group in found for row in group.rows):
+        done.setdefault(str(row.cell["data"]), set()).add(frozenset([*row.images, *row.failures]))
+    sizes = {name: int(run.record["data"][name]["images"]) for name in done}
+    parts = [(name, len(min(images, key=len)), sizes[name]) for name, images in done.items()]
+    if all(part >= whole for _, part, whole in parts):
         return []
-    return [f"The run is unfinished: {done} of {expected} results are there. Go on with: {run.record.get('command')}"]
+    if all(len(images) == 1 for images in done.values()):
+        told = ", ".join(f"{part} of {whole} images of {name}" for name, part, whole in parts if part < whole)
+        return [f"Every row is of {told}. For all of them go on, without --limit: {run.record.get('command')}"]
+    results = sum(len(row.images) + len(row.failures) for group in found for row in group.rows)
+    expected = sum(sizes[str(row.cell["data"])] for group in found for row in group.rows)
+    return [
+        f"The run is unfinished: {results} of {expected} results are there. Go on with: {run.record.get('command')}"
+    ]
 
 
 def _plots(index: int, group: Group, styles: Mapping[str, int]) -> list[Plot]:
@@ -127,4 +140,7 @@ def _write(target: Path, files: dict[str, str | bytes]) -> list[Path]:
         for name, content in files.items():
             with atomic_path(target / name) as temporary:
                 temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    for stale in (target / "plots").glob("[0-9][0-9]-*-*.*g"):  # of groups that an earlier report had
+        if OWN_PLOT.fullmatch(stale.name) and f"plots/{stale.name}" not in files:
+            stale.unlink(missing_ok=True)
     return [target / name for name in files]
