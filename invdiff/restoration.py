@@ -90,8 +90,14 @@ def restore(
     prior = tiled(resolve_prior(prior, device, precision, compile), tile)
     if solver == "auto":
         calls = hyperparameters.pop("steps", None) if steps is None else steps
+        replaced = problem.noise is not None and problem.noise.trusted(problem.y) is not None
         solver = choose(
-            problem.operator, problem.image_shape, problem.sigma_y, calls and whole(calls), several=samples != 1
+            problem.operator,
+            problem.image_shape,
+            problem.sigma_y,
+            calls and whole(calls),
+            several=samples != 1,
+            replaced=replaced,
         )
         steps = None
     chosen = solvers.get(solver, **hyperparameters, **({} if steps is None else {"steps": steps}))

@@ -143,7 +143,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
     """
     solver.check(problem.operator)
     prior.check_shape(problem.image_shape)
-    if solver.whitens and "svd" not in solver.needs:
+    if solver.sees_whitened:
         problem = problem.whitened()
     elif problem.noise is not None and problem.noise.trusted(problem.y) is not None:
         raise UsageError(

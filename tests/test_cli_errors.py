@@ -123,7 +123,7 @@ def test_wrong_usage_exits_with_2(folder: Path, arguments: list[object], word: s
 
 
 def test_a_hyperparameter_out_of_range_is_refused_for_the_solver_that_auto_chooses(folder: Path, prior: str) -> None:
-    fails(2, "<= 1", arguments=[*RESTORE, *BLUR, "--prior", prior, "--set", "zeta=2"])
+    fails(2, "<= 1", arguments=[*RESTORE, *BLUR, "--steps", 4, "--prior", prior, "--set", "eta=2"])
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,8 @@ class TiledPrior(WrappedPrior):
 
     def pull_back(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles, v: torch.Tensor) -> torch.Tensor:
         """J(x)^T v of `blend`, (1, C, H, W): through the tiles, and through the statistics that they share."""
-        statistics = [value.requires_grad_() for value in self.statistics(x, sigma)]
+        # Cloned, because what a network answers without gradients belongs to inference mode.
+        statistics = [value.clone().requires_grad_() for value in self.statistics(x, sigma)]
         gradient = torch.zeros_like(x)
         shares = [torch.zeros_like(value) for value in statistics]
         for places in self._chunks(x, tiles):

@@ -16,13 +16,21 @@ CALLS = 20
 
 
 def choose(
-    operator: Operator, image_shape: Shape, noise: float, calls: int | None = None, *, several: bool = False
+    operator: Operator,
+    image_shape: Shape,
+    noise: float,
+    calls: int | None = None,
+    *,
+    several: bool = False,
+    replaced: bool = False,
 ) -> Solver:
     """The solver that `solver="auto"` stands for. image_shape: (C, H, W) of x; noise: sigma_y in [0, 1] units; calls: the
-    most network calls for one sample; several: a mean of samples is asked for."""
+    most network calls for one sample; several: a mean of samples is asked for; replaced: the noise has put other values in
+    the place of some, which the method must leave out."""
     aim = "psnr" if several else "single"
     found = recommend(operator, image_shape, noise, CALLS if calls is None else calls, aim)
     for _, solver in found:
-        if not (several and solver.deterministic):  # several equal samples would tell nothing
+        telling = not (several and solver.deterministic)  # several equal samples would tell nothing
+        if telling and (solver.sees_whitened or not replaced):
             return solver
     return solvers.get("diffpir", steps=CALLS if calls is None else calls)

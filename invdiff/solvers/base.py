@@ -162,6 +162,11 @@ class Solver(Method):
         return len(levels)
 
     @property
+    def sees_whitened(self) -> bool:
+        """Whether the method sees the whitened problem, which leaves out values that the noise has replaced."""
+        return self.whitens and "svd" not in self.needs
+
+    @property
     def population(self) -> int:
         """Samples that one run gives: 1, or the number of particles."""
         return 1
