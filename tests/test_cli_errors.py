@@ -290,7 +290,8 @@ def test_a_process_fails_with_one_line(folder: Path) -> None:
 
 def test_ctrl_c_says_so_and_leaves_nothing(folder: Path, prior: str) -> None:
     write_image("big.png", torch.rand(3, 256, 256, generator=torch.Generator().manual_seed(0)))
-    command = ["restore", "big.png", "-o", "out/x.png", *BLUR, "--prior", prior, "--solver", "diffpir", "--steps", "100000"]
+    command = ["restore", "big.png", "-o", "out/x.png", *BLUR, "--prior", prior]
+    command += ["--solver", "diffpir", "--steps", "100000"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     # A test run that a shell started in the background ignores SIGINT, and what it starts would inherit that.
     child = subprocess.Popen(
