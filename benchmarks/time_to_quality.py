@@ -92,7 +92,8 @@ def table(results: Results, arguments: argparse.Namespace, keys: list[str], note
     every = ["", "| task | method | calls | PSNR | s |", "|---|---|---|---|---|"]
     for task in TASKS:
         ours, theirs = curves(results, task, arguments, keys)
-        every += [f"| {task} | {m} | {c} | {p:.2f} | {s:.2f} |" for c, m, p, s in [*sorted(ours), *sorted(theirs)]]
+        known = {(c, m): (p, s) for c, m, p, s in [*sorted(ours), *sorted(theirs)]}
+        every += [f"| {task} | {m} | {c} | {p:.2f} | {s:.2f} |" for (c, m), (p, s) in known.items()]
         if not ours or not theirs:
             continue
         goal = max(psnr for _, _, psnr, _ in theirs)
@@ -115,12 +116,14 @@ def plot(results: Results, arguments: argparse.Namespace, keys: list[str], path:
     """PSNR against network calls, a panel a task."""
     from matplotlib.figure import Figure
 
+    names = [*arguments.solver, *(f"deepinv {name}" for name in PEERS)]
     figure = Figure(figsize=(4 * len(TASKS), 3.6), dpi=100, layout="constrained")
     for axes, task in zip(figure.subplots(1, len(TASKS)), TASKS, strict=True):
         for points, style in zip(curves(results, task, arguments, keys), ("-o", "--s"), strict=True):
             for group in dict.fromkeys(name.partition(" (")[0] for _, name, _, _ in points):
                 mine = sorted((c, p) for c, name, p, _ in points if name.partition(" (")[0] == group)
-                axes.plot(*zip(*mine, strict=True), style, label=group, markersize=4)
+                colour = f"C{names.index(group)}"  # the same in all panels, where some methods are missing
+                axes.plot(*zip(*mine, strict=True), style, color=colour, label=group, markersize=4)
         axes.set(title=task, xlabel="network calls", ylabel="PSNR (dB)", xscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize=7)
