@@ -113,7 +113,7 @@ def write_run(
 def timing(cell: dict[str, Any], image: str, seconds: float) -> dict[str, Any]:
     return {"cell": cell["id"], "image": image, "seconds": seconds, "peak_memory_mb": 512.0 + seconds} | {
         "device": "cpu",
-        "batch": 4,
+        "batch": 1,
         "host": "laptop",
     }
 

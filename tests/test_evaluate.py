@@ -131,6 +131,7 @@ def test_a_row_is_repeated_by_its_own_command(data: Path, prior: Path) -> None:
 def test_stops_shares_and_batch_sizes_change_nothing(data: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--data", data, *BLUR, "--operator", "inpaint:keep=0.5", *FAST, "--prior", prior]
     succeed(*arguments, "--batch-size", 2, "--out", "whole")
+    assert "--batch-size 2 --out" in load("whole").cells[0]["command"]
     whole = lines(Path("whole"))
     assert len(whole) == 10
     # stopped in the third batch, and begun again
@@ -489,6 +490,9 @@ def test_dry_run_writes_nothing(data: Path, prior: Path) -> None:
     assert "1 cells, 5 restorations, 10 network calls, about" in result.output and not Path("run").exists()
     succeed(*arguments, "--limit", 2)
     assert "3 restorations, 6 network calls" in succeed(*arguments, "--dry-run").output
+    (data / "a.png").write_bytes(b"no picture")  # the time is told by the first that can be read
+    result = succeed("--data", data, *BLUR, *FAST, "--prior", prior, "--out", "new", "--dry-run")
+    assert "5 restorations, 10 network calls, about" in result.output and "?" not in result.output
 
 
 def test_cells_name_everything() -> None:

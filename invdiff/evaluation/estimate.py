@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from invdiff.errors import InvdiffError
+from invdiff.evaluation.datasets import Source
 from invdiff.evaluation.plan import Plan, Task
 from invdiff.evaluation.runner import Batch, _read, seconds_of
 from invdiff.evaluation.store import Place
@@ -37,9 +41,8 @@ def estimate(plan: Plan, done: set[Place], limit: int | None = None) -> list[Est
         pixels, calls, seconds = 0, 0, 0.0
         rate: float | None = 0.0
         if left:
-            images = _read(Batch(task, left[:1], frozenset()))
-            first = images[left[0].key]
-            if isinstance(first, str):
+            first = _first(task, left)
+            if first is None:
                 found.append(Estimate(task.cell.label, len(left), 0, None))
                 continue
             solver = solver_for(task, tuple(first.shape))
@@ -56,6 +59,15 @@ def estimate(plan: Plan, done: set[Place], limit: int | None = None) -> list[Est
     return found
 
 
+def _first(task: Task, sources: Sequence[Source]) -> torch.Tensor | None:
+    """The first image that can be read, as the task takes it."""
+    for source in sources:
+        image = _read(Batch(task, [source], frozenset()))[source.key]
+        if not isinstance(image, str):
+            return image
+    return None
+
+
 def solver_for(task: Task, shape: tuple[int, ...]) -> Solver:
     """The solver of a task, with "auto" chosen for an image of this shape."""
     if isinstance(task.solver, Solver):
@@ -67,11 +79,8 @@ def solver_for(task: Task, shape: tuple[int, ...]) -> Solver:
     return choose(task.operator, shape, sigma, task.cell.steps, several=task.cell.samples > 1)
 
 
-def _rate(task: Task, solver: Solver, truth: object) -> float | None:
+def _rate(task: Task, solver: Solver, truth: torch.Tensor) -> float | None:
     """Seconds for a network call of this solver, its own work included."""
-    import torch
-
-    assert isinstance(truth, torch.Tensor)
     try:
         short = within(solver.spec, TRIED) or solver
         y = degrade(truth[None], task.operator, task.cell.noise)

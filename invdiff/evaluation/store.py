@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,23 +60,30 @@ def load(folder: str | Path) -> Run:
     known = {cell["id"] for cell in record["cells"]}
     last = {(line["cell"], line["image"]): line for line in _lines(folder / RESULTS) if line.get("cell") in known}
     timings = {(line["cell"], line["image"]): line for line in _lines(folder / TIMINGS)}
+    done, batch = Counter(place[0] for place in last), dict[str, int]()
+    for (name, _), line in timings.items():
+        batch[name] = max(batch.get(name, 1), int(line.get("batch", 1)))
     for cell in record["cells"]:
-        cell["command"] = _limited(cell, record, sum(line["cell"] == cell["id"] for line in last.values()))
+        cell["command"] = _as_it_was(cell, record, done[cell["id"]], batch.get(cell["id"], 1))
     order = {cell["id"]: number for number, cell in enumerate(record["cells"])}
     results = sorted(last.values(), key=lambda line: order[line["cell"]])  # stable: images as they were appended
     simulations, sets = ({line["cell"]: line for line in _lines(folder / name)} for name in (SIMULATIONS, SETS))
     return Run(folder, record, results, timings, simulations, sets)
 
 
-def _limited(cell: Line, record: Line, done: int) -> str:
-    """The command of a cell, with --limit where fewer images than the data set has were evaluated."""
+def _as_it_was(cell: Line, record: Line, done: int, batch: int) -> str:
+    """The command of a cell, with --limit where fewer images than the data set has were evaluated, and with the size of its
+    batches, on which the last digits depend."""
     command = str(cell.get("command", ""))
-    if done == 0 or done >= record["data"].get(cell["data"], {}).get("images", 0) or " --out " not in command:
+    whole = done == 0 or done >= record["data"].get(cell["data"], {}).get("images", 0)
+    if (whole and batch == 1) or " --out " not in command:
         return command
     words = shlex.split(command)
-    if "--limit" in words:
+    if not whole and "--limit" in words:
         del words[words.index("--limit") : words.index("--limit") + 2]
-    words[words.index("--out") : words.index("--out")] = ["--limit", str(done)]
+    added = [] if whole else ["--limit", str(done)]
+    added += ["--batch-size", str(batch)] if batch > 1 else []
+    words[words.index("--out") : words.index("--out")] = added
     return shlex.join(words)
 
 
