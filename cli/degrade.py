@@ -61,6 +61,7 @@ def degrade(
     needs.
     """
     from invdiff.noise import noise_model
+    from invdiff.operator import files_of
     from invdiff.plugins import absolute
     from invdiff.problem import resolve_operator
 
@@ -76,7 +77,7 @@ def degrade(
         skip_existing=skip_existing,
         writes=files.MEASUREMENT_BITS,
     )
-    files.refuse_inputs(jobs, files.read_by(chosen))
+    files.refuse_inputs(jobs, files_of(chosen))
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
     failed = []

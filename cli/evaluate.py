@@ -56,7 +56,7 @@ def repeated(option: str, name: str, metavar: str, help: str, kind: Any = None) 
     return click.option(option, name, metavar=metavar, type=kind, multiple=True, help=f"{help}; repeatable.")
 
 
-axes = options.together(
+axis_options = options.together(
     repeated("--operator", "operators", "SPEC", "Forward operator A"),
     repeated("--noise", "noises", "SIGMA|SPEC", "Noise, as `degrade` takes it"),
     repeated("--solver", "solvers", "SPEC", "Solver, default auto"),
@@ -65,7 +65,7 @@ axes = options.together(
     repeated("--prior", "priors", "PRIOR", "As `restore` takes it, default natural"),
     repeated("--seed", "seeds", "N", "Seed of the noise and the samples, default 0", click.IntRange(min=0)),
 )
-scores = options.together(
+score_options = options.together(
     click.option("--samples", type=click.IntRange(min=1), metavar="K", help="Posterior samples an image, default 1."),
     click.option(
         "--calibration", is_flag=True, help="Also coverage, spread over error, CRPS and ranks; needs --samples."
@@ -85,7 +85,7 @@ scores = options.together(
         "--perceptual", metavar="NAME", multiple=True, help="Also lpips, dists or fid, if at hand; repeatable."
     ),
 )
-work = options.together(
+work_options = options.together(
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N images of each data set."),
     click.option("--shard", type=ShardType(), metavar="I/N", help="Do only part I of N; all parts may share RUN."),
     click.option(
@@ -109,10 +109,10 @@ work = options.together(
     metavar="DIR",
     help="With a SUITE, the folder that holds its data sets; else clean images (a folder, a pattern, a file), or skimage.",
 )
-@axes
+@axis_options
 @click.option("--crop", type=click.IntRange(min=1), metavar="SIDE", help="Centre crop of every image, in pixels.")
-@scores
-@work
+@score_options
+@work_options
 @options.hardware_options
 @options.quiet_option
 def evaluate(
@@ -218,9 +218,7 @@ def _tell_plan(plan: Plan, out: str, limit: int | None) -> None:
 
     from .tables import table
 
-    done = set()
-    if read_record(Path(out)) is not None:
-        done = {(line["cell"], line["image"]) for line in load(out).results if "error" not in line}
+    done = set() if read_record(Path(out)) is None else load(out).done
     found = estimate(plan, done, limit)
     rows = [(item.label, str(item.images), str(item.calls), _duration(item.seconds)) for item in found]
     click.echo(table(("cell", "images left", "network calls", "about"), rows, wrapped=0))
@@ -267,7 +265,8 @@ def _run(
     command = shlex.join(["invdiff", *sys.argv[1:]])
     store, main = Store(out), share.index == 0
     record = plan.record(command)
-    done = store.open(record, force)
+    held = store.open(record, force)
+    done = held.done
     total = sum(len(batch.wanted) for batch in schedule(plan, done, batch_size, limit, share))
     quiet_run = quiet or not main
     failures: set[tuple[str, str]] = set()
@@ -292,7 +291,7 @@ def _run(
 
         try:
             outcome = run(
-                plan, store, done, batch_size=batch_size, limit=limit, share=share,
+                plan, store, held, batch_size=batch_size, limit=limit, share=share,
                 pictures=None if sets.wanted(plan) else pictures,
                 progress=progress, notify=lambda text: click.echo(f"note: {text}", err=True),
             )  # fmt: skip

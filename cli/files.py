@@ -16,7 +16,7 @@ from invdiff.errors import ImageError, UsageError
 from invdiff.images import IMAGE_SUFFIXES, WRITABLE_BITS, list_images
 
 if TYPE_CHECKING:
-    from invdiff.operator import Operator
+    pass
 
 DEFAULT_EXTENSION = "png"
 # What `degrade` writes: images, and measurement files.
@@ -161,18 +161,6 @@ def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
         for path in job.outputs:
             if path.resolve() in read:
                 raise UsageError(f"{path} is an input and would be overwritten; choose another -o")
-
-
-def read_by(operator: Operator) -> list[Path]:
-    """The files among the parameters of an operator and of those that it is made of, such as a mask."""
-
-    def files(settings: dict[str, Any]) -> list[Path]:
-        own = [Path(value) for value in settings["parameters"].values() if isinstance(value, str)]
-        return [path for path in own if path.is_file()] + [
-            path for one in settings.get("of", ()) for path in files(one)
-        ]
-
-    return files(operator.settings())
 
 
 def _refuse_shared(jobs: Sequence[Job]) -> None:

@@ -179,6 +179,7 @@ def restore(
     from invdiff import measurement_files
     from invdiff.images import IMAGE_SUFFIXES
     from invdiff.noise import noise_model
+    from invdiff.operator import files_of
     from invdiff.plugins import absolute
     from invdiff.priors.tiled import tiled
     from invdiff.problem import resolve_operator
@@ -216,7 +217,7 @@ def restore(
                     f"Missing option {missing[0]!r}: {job.source} does not say it (a measurement file would)."
                 )
     references = match_references(jobs, reference)
-    files.refuse_inputs(jobs, [*references.values(), *(files.read_by(chosen_operator) if chosen_operator else ())])
+    files.refuse_inputs(jobs, [*references.values(), *(files_of(chosen_operator) if chosen_operator else ())])
     if not jobs:
         click.echo("nothing to do: every output exists", err=True)
         return 0

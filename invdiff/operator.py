@@ -14,6 +14,7 @@ import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -346,6 +347,18 @@ class Operator:
     def _require_linear(self, method: str) -> None:
         if not self.linear:
             raise UsageError(f"{self} is not linear, so it has no {method}; use a solver for nonlinear operators (dps)")
+
+
+def files_of(operator: Operator) -> list[Path]:
+    """The files among the parameters of an operator and of those that it is made of, such as a mask."""
+
+    def found(settings: dict[str, Any]) -> list[Path]:
+        own = [Path(value) for value in settings["parameters"].values() if isinstance(value, str)]
+        return [path for path in own if path.is_file()] + [
+            path for one in settings.get("of", ()) for path in found(one)
+        ]
+
+    return found(operator.settings())
 
 
 @dataclass(frozen=True)

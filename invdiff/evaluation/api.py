@@ -25,6 +25,9 @@ from invdiff.operator import Operator
 from invdiff.priors.base import Prior
 from invdiff.solvers.base import Solver
 
+AXES = ("data", "operator", "noise", "solver", "steps", "prior", "seed", "samples")
+"""The settings of a cell that a table shows."""
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -48,9 +51,8 @@ class Evaluation:
     @property
     def images(self) -> list[dict[str, Any]]:
         cells = {cell["id"]: cell for cell in self.run.cells}
-        axes = ("data", "operator", "noise", "solver", "steps", "prior", "seed", "samples")
         return [
-            {axis: cells[line["cell"]][axis] for axis in axes}
+            {axis: cells[line["cell"]][axis] for axis in AXES}
             | {key: value for key, value in line.items() if key not in ("solver", "noise", "cell")}
             | {"seconds": self.run.timings.get((line["cell"], line["image"]), {}).get("seconds")}
             for line in self.run.results
@@ -60,10 +62,9 @@ class Evaluation:
         """The rows as a DataFrame, a column for each setting and each mean. Raises ImportError without pandas."""
         import pandas
 
-        axes = ("data", "operator", "noise", "solver", "steps", "prior", "seed", "samples")
         return pandas.DataFrame(
             [
-                {axis: row.cell[axis] for axis in axes} | {"images": row.images, "failed": row.failed, **row.values}
+                {axis: row.cell[axis] for axis in AXES} | {"images": row.images, "failed": row.failed, **row.values}
                 for row in self.rows
             ]
         ).dropna(axis="columns", how="all")
@@ -114,14 +115,11 @@ def evaluate(
     """
     objects: dict[str, Any] = {}
     if isinstance(data, Suite) or operator is None:
-        own = {"operator": (operator, None), "noise": (noise, 0.05), "solver": (solver, "auto"), "steps": (steps, None)}
-        own |= {
-            "prior": (prior, "natural"),
-            "seed": (seed, 0),
-            "samples": (samples, 1),
-            "calibration": (calibration, False),
-        }
-        own |= {"simulations": (simulations, 0), "crop": (crop, None), "protocol": (protocol, None)}
+        own = {
+            "operator": (operator, None), "noise": (noise, 0.05), "solver": (solver, "auto"), "steps": (steps, None),
+            "prior": (prior, "natural"), "seed": (seed, 0), "samples": (samples, 1), "calibration": (calibration, False),
+            "simulations": (simulations, 0), "crop": (crop, None), "protocol": (protocol, None),
+        }  # fmt: skip
         for name, (value, default) in own.items():
             if value is not default and value != default:
                 raise UsageError(f"{name}={value!r} is told by the suite itself; change it there, or give an operator")
@@ -151,9 +149,9 @@ def evaluate(
     plan = make_plan(suite, device, precision, objects)
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(temporary if out is None else out)
-        done = store.open(plan.record(_command(data, out)), force)
+        held = store.open(plan.record(_command(data, out)), force)
         kept = None if sets.wanted(plan) else 0 if out is None else 4
-        run(plan, store, done, batch_size=batch_size, limit=limit, pictures=kept)
+        run(plan, store, held, batch_size=batch_size, limit=limit, pictures=kept)
         sets.measure(plan, store)
         simulate(plan, store, batch_size=batch_size)
         return Evaluation(load(store.folder))

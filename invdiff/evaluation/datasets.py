@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections import Counter
@@ -15,6 +16,9 @@ from invdiff.errors import ImageError, UsageError
 if TYPE_CHECKING:
     import torch
 
+    from invdiff.operator import Operator
+    from invdiff.priors.base import Prior
+
 BUILTIN = "skimage"
 """The path that stands for the photographs that come with scikit-image."""
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
@@ -23,7 +27,8 @@ PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 @dataclass(frozen=True)
 class Source:
     """One image. key: what names it in the results and seeds its noise; read: the tensor (C, H, W) in [0, 1];
-    content: a hash of the file; size: a guess of (H, W) without decoding, which images of a batch share."""
+    content: a hash of the file; size: a guess of (H, W) without decoding, which images of a batch share. Both are found once:
+    every cell asks for them."""
 
     key: str
     read: Callable[[], torch.Tensor]
@@ -104,6 +109,28 @@ def batches(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
     yield from open_batches.values()
 
 
+def fitted(image: torch.Tensor, operator: Operator, prior: Prior, crop: int | None) -> torch.Tensor:
+    """An image (C, H, W) as a task takes it: the prior's channels, its middle `crop` x `crop` pixels, and of those what the
+    operator takes, without rows at the bottom and columns at the right. Raises UsageError if the prior cannot take it."""
+    from invdiff.images import centre, fit_channels
+
+    if prior.channels is not None:
+        image = fit_channels(image, prior.channels)
+    image = image if crop is None else centre(image, crop)
+    _, height, width = operator.usable_shape(tuple(image.shape))
+    image = image[:, :height, :width].contiguous()
+    prior.check_shape(tuple(image.shape))
+    return image
+
+
+def file_hash(path: str | os.PathLike[str]) -> str:
+    """The first 16 hexadecimal digits of the SHA-256 of a file's bytes. Raises ImageError if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
+
+
 def _below(root: Path, path: str) -> Path | None:
     """root/path, whatever the case of its parts."""
     place = root
@@ -149,14 +176,7 @@ def _file(key: str, path: Path) -> Source:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return None  # no format of Pillow's, or damaged: reading it says more
 
-    return Source(key, read, lambda: _hash(path), size)
-
-
-def _hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    except OSError as error:
-        raise ImageError(f"cannot read {path}: {error.strerror or error}") from error
+    return Source(key, read, functools.cache(lambda: file_hash(path)), functools.cache(size))
 
 
 def _photograph(name: str) -> Source:
@@ -171,14 +191,14 @@ def _photograph(name: str) -> Source:
             raise ImageError(f"scikit-image's {name} is not at hand ({type(error).__name__})") from error
         return torch.from_numpy(pixels.transpose(2, 0, 1) / np.float32(255))
 
-    return Source(name, read, lambda: "scikit-image", lambda: _extent(read()))
+    return Source(name, read, lambda: "scikit-image", functools.cache(lambda: _extent(read())))
 
 
 def _tensor(key: str, image: torch.Tensor) -> Source:
     def content() -> str:
         return hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
-    return Source(key, lambda: image, content, lambda: _extent(image))
+    return Source(key, lambda: image, functools.cache(content), lambda: _extent(image))
 
 
 def _extent(image: torch.Tensor) -> tuple[int, int]:

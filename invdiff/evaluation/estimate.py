@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import torch
 from invdiff.errors import InvdiffError
 from invdiff.evaluation.datasets import Source
 from invdiff.evaluation.plan import Plan, Task
-from invdiff.evaluation.runner import Batch, _read, seconds_of
+from invdiff.evaluation.runner import Batch, read
 from invdiff.evaluation.store import Place
 from invdiff.restoration import degrade, restore
 from invdiff.solvers.auto import choose
@@ -62,7 +63,7 @@ def estimate(plan: Plan, done: set[Place], limit: int | None = None) -> list[Est
 def _first(task: Task, sources: Sequence[Source]) -> torch.Tensor | None:
     """The first image that can be read, as the task takes it."""
     for source in sources:
-        image = _read(Batch(task, [source], frozenset()))[source.key]
+        image = read(Batch(task, [source], frozenset()))[source.key]
         if not isinstance(image, str):
             return image
     return None
@@ -89,6 +90,8 @@ def _rate(task: Task, solver: Solver, truth: torch.Tensor) -> float | None:
             restore(y, task.operator, task.cell.noise, task.prior, short)
 
         run()  # the first one pays for what is made once
-        return seconds_of(run) / short.nfe
+        started = time.perf_counter()
+        run()
+        return (time.perf_counter() - started) / short.nfe
     except (InvdiffError, MemoryError):
         return None

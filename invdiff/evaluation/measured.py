@@ -14,7 +14,8 @@ import torch
 
 import invdiff
 from invdiff.errors import ImageError, UsageError
-from invdiff.images import centre, fit_channels, list_images, read_image
+from invdiff.evaluation.datasets import file_hash, fitted
+from invdiff.images import list_images, read_image
 from invdiff.noise import NoiseModel
 from invdiff.operator import Operator
 from invdiff.priors.base import Prior
@@ -56,11 +57,6 @@ class Pictures:
         return [p for p in self.usable if p.key not in kept], [p for p in self.usable if p.key in kept]
 
 
-def file_hash(path: str | os.PathLike[str]) -> str:
-    """The first 16 hex digits of the SHA-256 of a file's bytes."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
 def read_pictures(
     folder: str | os.PathLike[str],
     operator: Operator,
@@ -85,7 +81,7 @@ def read_pictures(
     for path in list_images(root)[:limit]:
         key = path.relative_to(root).as_posix()
         try:
-            truth = _fitted(path, operator, prior, crop)
+            truth = fitted(read_image(path).tensor, operator, prior, crop)
             y = invdiff.degrade(truth[None], operator, noise, seed=seed, ids=[key])[0]
         except (ImageError, UsageError) as error:
             failed.append((str(path), str(error)))
@@ -97,17 +93,6 @@ def read_pictures(
             f"data={root}: {len(usable)} of {len(usable) + len(failed)} images can be used{why}; give at least {fewest}"
         )
     return Pictures(root, tuple(usable), crop, tuple(failed))
-
-
-def _fitted(path: Path, operator: Operator, prior: Prior, crop: int | None) -> torch.Tensor:
-    image = read_image(path).tensor
-    if prior.channels is not None:
-        image = fit_channels(image, prior.channels)
-    image = image if crop is None else centre(image, crop)
-    _, height, width = operator.usable_shape(tuple(image.shape))
-    image = image[:, :height, :width].contiguous()
-    prior.check_shape(image.shape)
-    return image
 
 
 def batches(pictures: Sequence[Picture], size: int) -> list[list[Picture]]:

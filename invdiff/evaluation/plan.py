@@ -5,20 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 from invdiff import solvers
 from invdiff.device import PRECISION_NAMES
 from invdiff.errors import UsageError
-from invdiff.evaluation.datasets import DataSet, Source
+from invdiff.evaluation.datasets import DataSet, Source, file_hash
 from invdiff.evaluation.store import FORMAT, KIND
 from invdiff.evaluation.suite import Cell, Suite
 from invdiff.noise import noise_model
-from invdiff.operator import Operator
+from invdiff.operator import Operator, files_of
 from invdiff.priors.base import Prior
 from invdiff.problem import resolve_operator
 from invdiff.restoration import resolve_prior
@@ -146,7 +145,7 @@ def make_plan(
         if isinstance(solver, Solver) and (missing := solver.missing(operator)):
             skipped.append((cell.label, f"{solver.name} needs an operator that is {' and '.join(missing)}"))
             continue
-        where = {"crop": data[cell.data].crop, "files": _hashes(operator)}
+        where = {"crop": data[cell.data].crop, "files": [file_hash(path) for path in files_of(operator)]}
         measured = digest(
             {"data": cell.data, "operator": cell.operator, "noise": cell.noise, "seed": cell.seed, **where}
         )
@@ -173,19 +172,6 @@ def _solver(cell: Cell, given: Mapping[str, Any]) -> Solver | str:
     if cell.solver == "auto":
         return "auto"
     return solvers.get(cell.solver, **({} if cell.steps is None else {"steps": cell.steps}))
-
-
-def _hashes(operator: Operator) -> list[str]:
-    """Of the files that an operator reads: a mask, a kernel."""
-    return [hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in _files(operator.settings())]
-
-
-def _files(settings: Mapping[str, Any]) -> Iterator[Path]:
-    for value in settings["parameters"].values():
-        if isinstance(value, str) and Path(value).is_file():
-            yield Path(value)
-    for one in settings.get("of", ()):
-        yield from _files(one)
 
 
 def _precision(prior: Prior) -> str:

@@ -6,23 +6,19 @@ import os
 import platform
 import resource
 import sys
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
+from invdiff.background import Behind, ahead
 from invdiff.errors import InvdiffError, UsageError
-from invdiff.evaluation.datasets import Source, batches
+from invdiff.evaluation.datasets import Source, batches, fitted
 from invdiff.evaluation.pictures import Album
 from invdiff.evaluation.plan import Plan, Task
 from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.scoring import result_lines
-from invdiff.evaluation.store import Line, Place, Store
-from invdiff.images import centre, fit_channels
+from invdiff.evaluation.store import Line, Place, Run, Store
 from invdiff.memory import is_out_of_memory
 from invdiff.priors.base import Prior
 from invdiff.priors.tiled import WHOLE
@@ -85,7 +81,7 @@ def schedule(plan: Plan, done: set[Place], batch_size: int | None, limit: int | 
 def evaluate(
     plan: Plan,
     store: Store,
-    done: set[Place],
+    run: Run,
     *,
     batch_size: int | None = None,
     limit: int | None = None,
@@ -96,17 +92,16 @@ def evaluate(
 ) -> Outcome:
     """Restore and score what is not done, and append it to the store; an image that fails is a line that says why.
 
-    done: (cell id, image key). limit: the first images of each data set alone. pictures: images of each data set whose
-    restorations are kept as PNG, None: all. progress: called in order, with the lines of a result (timing is None where it
-    failed). Interrupted, what has been restored is written before the exception goes on.
+    run: what the store held when it was opened. limit: the first images of each data set alone. pictures: images of each
+    data set whose restorations are kept as PNG, None: all. progress: called in order, with the lines of a result (timing is
+    None where it failed). Interrupted, what has been restored is written before the exception goes on.
     """
     outcome = Outcome()
-    known = store.known_failures()
     album = Album(store.folder, plan, pictures)
 
     def finish(restored: Restored) -> None:
         results, timings = restored.lines(plan.suite.protocol, album)
-        fresh = [line for line in results if known.get((line["cell"], line["image"])) != line.get("error", "")]
+        fresh = [line for line in results if run.failures.get((line["cell"], line["image"])) != line.get("error", "")]
         store.append(fresh, timings)
         by_image = {line["image"]: line for line in timings}
         for line in results:
@@ -116,18 +111,9 @@ def evaluate(
                 outcome.done += 1
             progress(restored.batch.task, line, by_image.get(line["image"]))
 
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        waiting: deque[Future[None]] = deque()
-        try:
-            for batch, images in _ahead(reader, schedule(plan, done, batch_size, limit, share)):
-                waiting.append(
-                    writer.submit(finish, Restored(batch, list(_restored(batch, images, batch_size, notify))))
-                )
-                while len(waiting) > AHEAD or (waiting and waiting[0].done()):
-                    waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.result()
+    with Behind(AHEAD) as behind:
+        for batch, images in ahead(read, schedule(plan, run.done, batch_size, limit, share), AHEAD):
+            behind.submit(finish, Restored(batch, list(_restored(batch, images.result(), batch_size, notify))))
     return outcome
 
 
@@ -135,31 +121,12 @@ Images = dict[str, torch.Tensor | str]
 """Key -> the truth (C, H, W), or why there is none."""
 
 
-def _ahead(reader: ThreadPoolExecutor, work: Iterator[Batch]) -> Iterator[tuple[Batch, Images]]:
-    queue: deque[tuple[Batch, Future[Images]]] = deque()
-    for batch in work:
-        queue.append((batch, reader.submit(_read, batch)))
-        if len(queue) > AHEAD:
-            first, images = queue.popleft()
-            yield first, images.result()
-    for first, images in queue:
-        yield first, images.result()
-
-
-def _read(batch: Batch) -> Images:
-    """The images of a batch as the task takes them: the prior's channels, cropped to the side asked for, and at the bottom
-    and right to what the operator takes."""
+def read(batch: Batch) -> Images:
+    """The images of a batch as the task takes them, or why they cannot be."""
     task, images = batch.task, Images()
     for source in batch.sources:
         try:
-            x = source.read()
-            if task.prior.channels is not None:
-                x = fit_channels(x, task.prior.channels)
-            x = x if task.data.crop is None else centre(x, task.data.crop)
-            _, height, width = task.operator.usable_shape(tuple(x.shape))
-            x = x[:, :height, :width].contiguous()
-            task.prior.check_shape(tuple(x.shape))
-            images[source.key] = x
+            images[source.key] = fitted(source.read(), task.operator, task.prior, task.data.crop)
         except InvdiffError as error:
             images[source.key] = " ".join(str(error).split())
     return images
@@ -263,7 +230,7 @@ class Restored:
             if group.solution is None or group.truth is None or group.y is None:
                 results += [{"cell": task.id, "image": key, "error": group.error} for key in group.keys]
                 continue
-            lines = result_lines(task.cell, task.operator, group.solution, group.truth, group.y, protocol)
+            lines = result_lines(task.cell, group.solution, group.truth, group.y, protocol)
             for row, (key, line) in enumerate(zip(group.keys, lines, strict=True)):
                 results.append({"cell": task.id, "image": key, "file": hashes[key](), **line})
                 timings.append(self._timing(task, key, group))
@@ -306,10 +273,3 @@ def launched_device(device: str) -> str:
     if rank is not None and device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{int(rank) % torch.cuda.device_count()}"
     return device
-
-
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Wall time of a call."""
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started

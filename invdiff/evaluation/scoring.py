@@ -10,7 +10,6 @@ import torch
 from invdiff.evaluation.comparison import as_image, window
 from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.suite import Cell
-from invdiff.operator import Operator
 from invdiff.solution import Solution
 
 DIGITS = 6
@@ -18,7 +17,7 @@ DIGITS = 6
 
 
 def result_lines(
-    cell: Cell, operator: Operator, solution: Solution, truth: torch.Tensor, y: torch.Tensor, protocol: Protocol
+    cell: Cell, solution: Solution, truth: torch.Tensor, y: torch.Tensor, protocol: Protocol
 ) -> list[dict[str, Any]]:
     """A line without its cell and image for each image of a batch. truth (B, C, H, W), y (B, *measurement shape).
 

@@ -10,7 +10,7 @@ import torch
 from invdiff.evaluation import perceptual
 from invdiff.evaluation.pictures import file_name
 from invdiff.evaluation.plan import Plan, Task
-from invdiff.evaluation.store import Store, load
+from invdiff.evaluation.store import SETS, Store, load
 from invdiff.images import read_image
 
 SET_METRICS = ("fid",)
@@ -39,7 +39,7 @@ def measure(plan: Plan, store: Store, notify: Callable[[str], None] = lambda tex
             notify(f"no FID of {task.cell.label}: {lost} pictures were not kept; evaluate into a new folder")
             continue
         value = perceptual.frechet_distance(map(_read, pairs), task.prior.device)
-        store.append_set({"cell": task.id, "images": len(keys), "fid": round(value, 4)})
+        store.append_cell(SETS, task.id, {"images": len(keys), "fid": round(value, 4)})
 
 
 def _files(folder: Path, task: Task, key: str) -> tuple[Path, Path]:

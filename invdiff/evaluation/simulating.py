@@ -9,7 +9,7 @@ from invdiff.evaluation import sbc
 from invdiff.evaluation.plan import Plan, Task
 from invdiff.evaluation.runner import EVERYTHING, Share
 from invdiff.evaluation.scoring import plain
-from invdiff.evaluation.store import Store, load
+from invdiff.evaluation.store import SIMULATIONS, Store, load
 
 SIDE = 64
 """Pixels a side of the images that are drawn from the prior, unless the data are cropped or the prior has a shape."""
@@ -38,7 +38,7 @@ def simulate(
         except InvdiffError as error:
             report(task, str(error))
             continue
-        store.append_simulation(task.id, plain(found.record()))
+        store.append_cell(SIMULATIONS, task.id, plain(found.record()))
         report(task, found)
 
 

@@ -10,6 +10,7 @@ the next is appended.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shlex
@@ -45,6 +46,16 @@ class Run:
     @property
     def cells(self) -> list[Line]:
         return list(self.record["cells"])
+
+    @property
+    def done(self) -> set[Place]:
+        """What has numbers."""
+        return {(line["cell"], line["image"]) for line in self.results if "error" not in line}
+
+    @property
+    def failures(self) -> dict[Place, str]:
+        """The errors of what has none."""
+        return {(line["cell"], line["image"]): line["error"] for line in self.results if "error" in line}
 
     def of(self, cell: str) -> list[Line]:
         """The results of a cell that have numbers."""
@@ -112,8 +123,8 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
-    def open(self, record: Line, force: bool = False) -> set[Place]:
-        """Begin a run or go on with it; the (cell, image) pairs that are done.
+    def open(self, record: Line, force: bool = False) -> Run:
+        """Begin a run or go on with it; what it holds already.
 
         Raises UsageError if the folder holds a run of other settings, naming them. force: replaces its settings, and keeps
         the results of those cells that are the same.
@@ -135,8 +146,7 @@ class Store:
                 from invdiff.images import write_json
 
                 write_json(self.folder / RUN, record)
-        run = load(self.folder)
-        return {(line["cell"], line["image"]) for line in run.results if "error" not in line}
+        return load(self.folder)
 
     def append(self, results: Iterable[Line], timings: Iterable[Line]) -> None:
         """Write lines for good. Raises ImageError where the disk does not take them; nothing is left of them then."""
@@ -145,19 +155,10 @@ class Store:
             _append(self.folder / TIMINGS, timings)
             _append(self.folder / RESULTS, results)
 
-    def append_simulation(self, cell: str, record: Line) -> None:
-        """Write what the test of a cell with images of the prior found."""
+    def append_cell(self, name: str, cell: str, found: Line) -> None:
+        """Write what belongs to a cell as a whole. name: SIMULATIONS or SETS."""
         with self._locked():
-            _append(self.folder / SIMULATIONS, [{"cell": cell, **record}])
-
-    def append_set(self, line: Line) -> None:
-        """Write what belongs to all images of a cell together."""
-        with self._locked():
-            _append(self.folder / SETS, [line])
-
-    def known_failures(self) -> dict[Place, str]:
-        """(cell, image) -> the error of those that failed."""
-        return {(line["cell"], line["image"]): line["error"] for line in load(self.folder).results if "error" in line}
+            _append(self.folder / name, [{"cell": cell, **found}])
 
     def _strange(self) -> list[str]:
         return sorted(entry.name for entry in self.folder.iterdir() if not entry.name.startswith("."))
@@ -206,7 +207,7 @@ def _append(path: Path, lines: Iterable[Line]) -> None:
             size = _whole(descriptor)
             try:
                 if os.write(descriptor, text) != len(text):
-                    raise OSError(28, os.strerror(28))  # ENOSPC: the disk took a part
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the disk took a part
                 os.fsync(descriptor)
             except BaseException:
                 os.ftruncate(descriptor, size)

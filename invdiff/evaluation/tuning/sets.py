@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from invdiff.errors import ImageError, UsageError
-from invdiff.evaluation.measured import file_hash
+from invdiff.evaluation.datasets import file_hash
 from invdiff.evaluation.suite import Suite, read_suite, shipped_suites
 from invdiff.images import list_images
 
