@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import re
@@ -150,8 +151,13 @@ def test_stops_shares_and_batch_sizes_change_nothing(data: Path, prior: Path, mo
     monkeypatch.setattr(runner, "_solve", original)
     assert "results are there already" in succeed(*arguments, "--batch-size", 2, "--out", "stopped").output
     assert lines(Path("stopped")) == whole
+    there = [0]
     for part in ("2/3", "1/3", "3/3"):
         succeed(*arguments, "--batch-size", 2, "--shard", part, "--out", "shared")
+        there.append(len(lines(Path("shared"))))
+    assert all(
+        0 < after - before < 6 for before, after in itertools.pairwise(there)
+    )  # each its own part, of two batches or three
     assert lines(Path("shared")) == whole
     succeed(*arguments, "--limit", 2, "--batch-size", 1, "--out", "others")
     assert len(lines(Path("others"))) == 4
