@@ -11,9 +11,9 @@ A and B alternate in one process; the table has the median of each and of the ra
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ import torch
 import invdiff
 from invdiff.atomic import atomic_path
 from invdiff.evaluation.datasets import BUILTIN, PHOTOGRAPHS, DataSet
+from invdiff.evaluation.speed import alternate, median_ratio
 from invdiff.images import centre, write_image
 from invdiff.restoration import resolve_prior
 
@@ -55,24 +56,24 @@ def main() -> None:
         images = write_images(folder / "images", arguments.side, arguments.images)
         batches = [torch.stack(images[first : first + size]) for first in range(0, len(images), size)]
         measured = [invdiff.degrade(batch, operator, noise) for batch in batches]
-        ours, bare = [], []
-        for repeat in range(arguments.repeats + 1):
-            start = time.perf_counter()
+        runs = itertools.count()
+
+        def whole() -> None:
             invdiff.evaluate(
                 folder / "images", operator, noise, "diffpir", steps=arguments.steps, prior=prior, batch_size=size,
-                out=folder / f"run-{repeat}",
+                out=folder / f"run-{next(runs)}",
             )  # fmt: skip
-            middle = time.perf_counter()
+
+        def bare() -> None:
             for y in measured:
                 invdiff.restore(y, operator, noise, prior, "diffpir", steps=arguments.steps, batch_size=size)
-            end = time.perf_counter()
-            if repeat:  # the first pair warms up
-                ours.append(middle - start)
-                bare.append(end - middle)
-    ratio = statistics.median(a / b for a, b in zip(ours, bare, strict=True))
+
+        seconds = alternate({"evaluate": whole, "restore": bare}, arguments.repeats, prior.device)
+    ratio = median_ratio(seconds["evaluate"], seconds["restore"])
+    ours, theirs = (statistics.median(values) for values in seconds.values())
     table = (
         "| evaluate (s) | bare restore (s) | ratio |\n|---|---|---|\n"
-        f"| {statistics.median(ours):.2f} | {statistics.median(bare):.2f} | {ratio:.3f} |\n\n"
+        f"| {ours:.2f} | {theirs:.2f} | {ratio:.3f} |\n\n"
         f"{arguments.images} images of {arguments.side} x {arguments.side}, batch {size}, {arguments.steps} calls of "
         f"`diffpir`, {prior.device.type} ({torch.get_num_threads()} threads), torch {torch.__version__}, medians of "
         f"{arguments.repeats}.\n"
