@@ -10,7 +10,7 @@ from typing import Any
 
 from invdiff.evaluation.store import Run, load
 
-MEASURES = ("psnr", "ssim", "psnr_y", "ssim_y", "lpips", "dists", "residual", "nfe")
+MEASURES = ("psnr", "ssim", "psnr_y", "ssim_y", "lpips", "lpips_vgg", "dists", "residual", "nfe")
 
 
 @dataclass(frozen=True)

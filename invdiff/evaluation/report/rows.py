@@ -40,6 +40,7 @@ SCORES = (
     Score("psnr_y", "PSNR, Y (dB)", 2, "luma channel, of the mean of the samples; larger is better"),
     Score("ssim_y", "SSIM, Y", 4, "luma channel, of the mean of the samples; larger is better"),
     Score("lpips", "LPIPS", 4, "perceptual distance; smaller is better", -1),
+    Score("lpips_vgg", "LPIPS, VGG", 4, "perceptual distance by another network; smaller is better", -1),
     Score("dists", "DISTS", 4, "perceptual distance; smaller is better", -1),
     Score("crps", "CRPS", 5, "of the samples, image range [0, 1]; smaller is better", -1),
 )
