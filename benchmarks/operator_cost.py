@@ -1,6 +1,6 @@
 """Time of A and A^T together: ours, deepinv's for the same physics, and a network call; and of the data step.
 
-    python benchmarks/operator_cost.py [--side 256] [--repeats 15] [--markdown docs/tables/operator_cost.md]
+    python benchmarks/operator_cost.py [--side 256] [--repeats 51] [--markdown docs/tables/operator_cost.md]
 
 A second table, data_step.md beside the first: the data step (prox_l2) of operators without a decomposition, with their
 preconditioner and without.
@@ -99,7 +99,7 @@ def round_trip(operator: Any, x: torch.Tensor) -> Callable[[], object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=256)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=51)
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
     prior, side = resolve_prior("natural", "cpu"), arguments.side
@@ -119,7 +119,7 @@ def main() -> None:
     steps = [
         f"| data step | {' | '.join(f'gamma {gamma:g}: ms | without / with' for gamma in GAMMAS)} |",
         "|---" * (1 + 2 * len(GAMMAS)) + "|",
-        *(data_step(spec, image, max(1, arguments.repeats // 5)) for spec in ITERATED),
+        *(data_step(spec, image, max(1, arguments.repeats // 17)) for spec in ITERATED),
     ]
     text = "\n".join([*head, *rows, "", note]) + "\n"
     print(note)

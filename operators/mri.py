@@ -44,11 +44,18 @@ def joined(y: torch.Tensor) -> torch.Tensor:
     return torch.complex(y[..., ::2, :, :], y[..., 1::2, :, :])
 
 
+def checkerboard(height: int, width: int) -> torch.Tensor:
+    """(-1)^(i + j), (H, W) float64."""
+    return 1.0 - 2.0 * ((torch.arange(height)[:, None] + torch.arange(width)) % 2).double()
+
+
 @dataclass(frozen=True, eq=False)
 class KSpace(Operator):
     """What one coil and several have in common: the samples, the Fourier transform, and the check of shapes.
 
-    F is the orthonormal FFT. With centered, index (H // 2, W // 2) is the origin in the image and in k-space.
+    F is the orthonormal FFT. With centered, index (H // 2, W // 2) is the origin in the image and in k-space. For even sizes
+    no shift is needed for that: F = c S fft2 S with S = (-1)^(i + j) and c = (-1)^((H + W) / 2), and S and c S go into factors
+    that are there in any case, the sensitivities and the mask.
     """
 
     pattern: str | None = parameter(
@@ -135,6 +142,27 @@ class KSpace(Operator):
     def _out(self, x: torch.Tensor) -> torch.Tensor:
         return torch.fft.fftshift(x, (-2, -1)) if self.centered else x
 
+    def _signed(self, x: torch.Tensor) -> bool:
+        """Whether S and c S stand for the shifts of an image or k-space x."""
+        return self.centered and x.shape[-2] % 2 == 0 and x.shape[-1] % 2 == 0
+
+    def _enter(self, x: torch.Tensor) -> torch.Tensor:
+        """What the shift before a transform leaves to do, where the factors hold the signs."""
+        return x if self._signed(x) else self._in(x)
+
+    def _leave(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self._signed(x) else self._out(x)
+
+    def _signs(self, x: torch.Tensor) -> torch.Tensor:
+        """x, with the origin at (0, 0), as the factor in the image that the transform takes: S x about the middle."""
+        if not self._signed(x):
+            return x
+        return self._out(x) * checkerboard(x.shape[-2], x.shape[-1])
+
+    def _mask_signs(self, x: torch.Tensor) -> torch.Tensor:
+        """The same for a factor in k-space: c S x about the middle."""
+        return self._signs(x) * (-1) ** ((x.shape[-2] + x.shape[-1]) // 2) if self._signed(x) else x
+
     def _image(self, z: torch.Tensor) -> torch.Tensor:
         """Channels of a complex image; of a real one the real part, which is the adjoint of reading it as complex."""
         return pairs(z) if self.complex else z.real
@@ -167,31 +195,41 @@ class FourierSubsample(KSpace):
 
     def observed(self, shape: Shape) -> torch.Tensor:
         """m for both parts; but the spectrum of a real image is real where k = -k, and its imaginary part says nothing."""
-        return self._observed(tuple(shape)).table
+        return self._out(self._parts(tuple(shape)))
 
-    def _observed(self, shape: Shape) -> Constant:
-        def make() -> Constant:
-            mask = self._samples((shape[1], shape[2]))
-            if self.complex:
-                return Constant(self._out(mask)[None])
-            index = torch.arange(mask.numel(), dtype=torch.float64).reshape(mask.shape)
-            parts = torch.stack([mask, mask * (index != negated(index))])
-            return Constant(self._out(parts).repeat(shape[0], 1, 1))
+    def _parts(self, shape: Shape) -> torch.Tensor:
+        """`observed` with the zero frequency at (0, 0): (1, H, W) of complex images, of y's shape of real ones."""
+        mask = self._samples((shape[1], shape[2]))
+        if self.complex:
+            return mask[None]
+        index = torch.arange(mask.numel(), dtype=torch.float64).reshape(mask.shape)
+        return torch.stack([mask, mask * (index != negated(index))]).repeat(shape[0], 1, 1)
 
-        return self.cached(("observed", shape), make)
+    def _factors(self, shape: Shape) -> tuple[Constant | None, Constant]:
+        """The signs in the image, where there are any, and the mask with its own."""
+
+        def make() -> tuple[Constant | None, Constant]:
+            mask = self._parts(shape)
+            signs = Constant(self._signs(torch.ones_like(mask[0]))) if self._signed(mask) else None
+            return signs, Constant(self._mask_signs(mask))
+
+        return self.cached(("factors", shape), make)
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         shape = require_batch(self.name, x)
         self.measurement_shape(shape)
-        u = self._in(working(x))
+        signs, mask = self._factors(shape)
+        u = working(x)
+        u = self._enter(u) if signs is None else u * signs.like(u)
         y = pairs(torch.fft.fft2(joined(u) if self.complex else u, norm="ortho"))
-        return (self._observed(shape).like(u) * self._out(y)).to(x.dtype)
+        return self._leave(mask.like(u) * y).to(x.dtype)
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
         shape = self.image_shape(require_batch(self.name, y))
+        signs, mask = self._factors(shape)
         v = working(y)
-        z = torch.fft.ifft2(joined(self._in(self._observed(shape).like(v) * v)), norm="ortho")
-        return self._out(self._image(z)).to(y.dtype)
+        z = self._image(torch.fft.ifft2(joined(mask.like(v) * self._enter(v)), norm="ortho"))
+        return (self._leave(z) if signs is None else z * signs.like(v)).to(y.dtype)
 
     @property
     def has_svd(self) -> bool:
@@ -289,7 +327,7 @@ class MultiCoil(KSpace):
         return len(self._given_maps()) if self.maps is not None else self.coils or 8
 
     def _constants(self, size: tuple[int, int]) -> tuple[Constant, Constant]:
-        """The maps and the mask, with the origin at (0, 0)."""
+        """The maps and the mask, as factors of the transform (`_signs`)."""
 
         def make() -> tuple[Constant, Constant]:
             maps = self._given_maps() if self.maps is not None else birdcage(self._coils, *size)
@@ -298,7 +336,8 @@ class MultiCoil(KSpace):
                     f"{self.name}: maps are {maps.shape[1]}x{maps.shape[2]} ({len(maps)} coils), but the image and its "
                     f"k-space are {size[0]}x{size[1]}; give maps of that size"
                 )
-            return Constant(self._in(torch.from_numpy(maps.copy()))), Constant(self._samples(size))
+            turned = self._in(torch.from_numpy(maps.copy()))
+            return Constant(self._signs(turned)), Constant(self._mask_signs(self._samples(size)))
 
         return self.cached(("constants", size), make)
 
@@ -313,31 +352,31 @@ class MultiCoil(KSpace):
         return out
 
     def observed(self, shape: Shape) -> torch.Tensor:
-        return self._out(self._constants((shape[1], shape[2]))[1].table)[None]
+        return self._out(self._samples((shape[1], shape[2])))[None]
 
     def A(self, x: torch.Tensor) -> torch.Tensor:
         shape = require_batch(self.name, x)
         self.measurement_shape(shape)
-        return self._out(pairs(self._samples_of(self._in(working(x))).flatten(1, 2))).to(x.dtype)
+        return self._leave(pairs(self._samples_of(self._enter(working(x))).flatten(1, 2))).to(x.dtype)
 
     def A_adjoint(self, y: torch.Tensor) -> torch.Tensor:
         self.image_shape(require_batch(self.name, y))
-        v = self._in(working(y))
-        return self._out(self._back(joined(v).unflatten(1, (-1, self._coils)))).to(y.dtype)
+        v = self._enter(working(y))
+        return self._leave(self._back(joined(v).unflatten(1, (-1, self._coils)))).to(y.dtype)
 
     def A_adjoint_A(self, x: torch.Tensor) -> torch.Tensor:
         """A^T A x, without turning the samples of all coils to y's layout and back."""
         self.measurement_shape(require_batch(self.name, x))
-        return self._out(self._back(self._samples_of(self._in(working(x))))).to(x.dtype)
+        return self._leave(self._back(self._samples_of(self._enter(working(x))))).to(x.dtype)
 
     def _samples_of(self, u: torch.Tensor) -> torch.Tensor:
-        """Images with their origin at (0, 0) -> m F S_j u, complex (B, C, coils, H, W)."""
+        """Images that have entered -> m F S_j u, complex (B, C, coils, H, W), to leave."""
         maps, mask = (constant.like(u) for constant in self._constants((u.shape[-2], u.shape[-1])))
         seen = (joined(u) if self.complex else u)[:, :, None] * maps
         return mask * torch.fft.fft2(seen, norm="ortho")
 
     def _back(self, k: torch.Tensor) -> torch.Tensor:
-        """sum_j S_j^H F^H m k_j, images with their origin at (0, 0)."""
+        """sum_j S_j^H F^H m k_j, of samples that have entered: images to leave."""
         maps, mask = (constant.like(k.real) for constant in self._constants((k.shape[-2], k.shape[-1])))
         seen = torch.fft.ifft2(mask * k, norm="ortho")
         return self._image((maps.conj() * seen).sum(2))
@@ -349,7 +388,9 @@ class MultiCoil(KSpace):
         product. Where no coil sees a pixel, as outside a body, A^T A vanishes; the rest is taken for the whole."""
 
         def make() -> Circulant:
-            maps, mask = (constant.table for constant in self._constants((shape[1], shape[2])))
+            mask, maps = self._samples((shape[1], shape[2])), self._constants((shape[1], shape[2]))[0].table
+            if self._signed(maps):
+                maps = self._in(maps * checkerboard(*shape[1:]))
             spread = torch.fft.ifft2(torch.fft.fft2(maps).abs() ** 2).sum(0) * torch.fft.ifft2(mask)
             response = torch.fft.fft2(spread).real / mask.numel()
             if not self.complex:
