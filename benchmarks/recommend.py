@@ -68,7 +68,7 @@ def measure(
         operators.get("spectral_mixing", matrix=MATRIX) if family == "mixing" else operators.get(FAMILIES[family])
     )
     solver = within(spec, budget)
-    if solver is None or solver.steps < FEWEST_STEPS or solver.missing(operator):
+    if solver is None or solver.steps < min(FEWEST_STEPS, budget) or solver.missing(operator):
         return None
     gains: list[float] = []
     singles: list[float] = []

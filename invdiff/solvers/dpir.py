@@ -7,12 +7,14 @@ splitting.
     z_k = D(x_k, sigma_k)                                                                              (denoiser)
 
 sigma_k decreases evenly in log sigma from `sigma_max` to sigma_y / 4. Nothing is random: a point estimate, with no posterior
-spread.
+spread. A single step is a denoiser's answer to the measurement's own estimate: for A = I, where that is y and its error
+sigma_y, the estimate of least squared error.
 
 Differs from the paper:
 - the denoiser is the diffusion prior, which knows higher and lower levels than one trained for noise up to 50/255. So the
-  first level fills what was not measured (sigma_max = 49/255 is the paper's), and the last is below sigma_y, where the
-  paper stops (sigma_min; at sigma_y = 0.2 that smooths too much);
+  first level is what the operator leaves to fill in (49/255 is the paper's): for linear operators MARGIN times the error of
+  the measurement's own estimate (invdiff/solvers/first_level.py), else 2. The last is below sigma_y, where the paper
+  stops (sigma_min; at sigma_y = 0.2 that smooths too much);
 - z_0 is where all solvers here start (invdiff/solvers/base.py), without the noise, instead of an interpolation of y;
 - the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients;
 - operators that are not linear: a few Gauss-Newton steps (invdiff/nonlinear.py), or the operator's own.
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from invdiff.parameters import parameter
@@ -30,7 +32,13 @@ from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise
 from invdiff.solvers.base import Move
-from invdiff.solvers.point import PointEstimate
+from invdiff.solvers.first_level import first_error
+from invdiff.solvers.point import FIRST, PointEstimate
+
+MARGIN = 1.5
+"""First level over the first estimate's error in the worst places, where there are steps enough to come down from there."""
+FEW = 2
+"""Steps that are not: they start at the error's root mean square."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,17 @@ class DPIR(PointEstimate):
     end: ClassVar[float] = 0.25
     remedy: ClassVar[str] = "a larger lam"
 
+    sigma_max: float | None = parameter(
+        None, above=0, help="first noise level, in [0, 1] units; default: from what A leaves to fill in", unit="[0,1]"
+    )
     lam: float = parameter(0.23, above=0, help="weight lambda of the network's estimate against the measurement")
+
+    def levels(self, problem: Problem, prior: Prior) -> list[float]:
+        if self.sigma_max is not None:
+            return super().levels(problem, prior)
+        errors = first_error(problem) if self.initial == "measurement" else None
+        first = FIRST if errors is None else errors[0] if self.steps <= FEW else MARGIN * errors[1]
+        return replace(self, sigma_max=min(max(first, prior.sigma_min), prior.sigma_max)).levels(problem, prior)
 
     def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
         z = self.start(problem, prior, 0.0, noise)

@@ -11,6 +11,9 @@ from invdiff.problem import Problem
 from invdiff.sampling import noise_levels
 from invdiff.solvers.base import Solver
 
+FIRST = 2.0
+"""First level, in [0, 1] units: eight deviations of a natural image, for problems that say nothing better."""
+
 
 @dataclass(frozen=True)
 class PointEstimate(Solver):
@@ -19,7 +22,7 @@ class PointEstimate(Solver):
     end: ClassVar[float] = 1.0
     """The last level over sigma_y."""
 
-    sigma_max: float | None = parameter(2.0, above=0, help="first noise level, in [0, 1] units", unit="[0,1]")
+    sigma_max: float | None = parameter(FIRST, above=0, help="first noise level, in [0, 1] units", unit="[0,1]")
     sigma_min: float | None = parameter(
         None, above=0, help="last noise level, in [0, 1] units; default: a fixed share of sigma_y", unit="[0,1]"
     )
