@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny import tiny_prior
 
 import invdiff
 from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
+from invdiff.evaluation.speed import Recorder
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.solvers import recommendation
 from invdiff.solvers.auto import choose
@@ -21,14 +25,19 @@ TABLE = (
     Score("blur", 0.01, 20, "diffpir", 20, 3.0, 10 - 3.0, 0.02),
     Score("blur", 0.01, 20, "ddrm", 20, 2.0, 10 - 2.0, 0.01),
     Score("blur", 0.1, 20, "diffpir", 20, 1.0, 10 - 1.0, 0.03),
-    Score("blur", 0.1, 20, "pigdm", 20, 1.5, 10 - 1.5, 0.04),
-    Score("blur", 0.1, 100, "dps", 100, 2.5, 10 - 2.5, 0.02),
+    Score("blur", 0.1, 20, "ddnm", 20, 1.5, 10 - 1.5, 0.04),
+    Score("blur", 0.1, 100, "measurement_sde", 100, 2.5, 10 - 2.5, 0.02),
     Score("inpainting", 0.1, 20, "diffpir", 20, 9.0, 10 - 9.0, 0.02),
     Score("inpainting", 0.1, 20, "ddrm", 20, 8.0, 10 - 8.0, 0.01),
     Score("motion", 0.01, 20, "repaint", 20, 5.0, 5.0, 0.01),
     Score("motion", 0.01, 20, "diffpir", 20, 4.0, 6.0, 0.02),
     Score("denoising", 0.1, 20, "ddnm", 20, 5.0, 10 - 5.0, 0.01),
 )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_prior(tmp_path_factory.mktemp("prior") / "tiny")
 
 
 @pytest.fixture
@@ -44,21 +53,48 @@ def test_best_first_for_each_aim(table: None) -> None:
     assert names("gaussian_blur:sigma=1", 0.01) == ["diffpir", "ddrm"]
     assert names("gaussian_blur:sigma=1", 0.01, aim="sample") == ["ddrm", "diffpir"]
     assert names("gaussian_blur:sigma=1", 0.01, aim="single") == ["ddrm", "diffpir"]
-    assert names("gaussian_blur:sigma=1", 0.1, aim="single") == ["diffpir", "pigdm"]
+    assert names("gaussian_blur:sigma=1", 0.1, aim="single") == ["diffpir", "ddnm"]
 
 
-@pytest.mark.parametrize(("noise", "first"), [(0.001, "diffpir"), (0.031, "diffpir"), (0.032, "pigdm"), (0.9, "pigdm")])
+@pytest.mark.parametrize(("noise", "first"), [(0.001, "diffpir"), (0.031, "diffpir"), (0.032, "ddnm"), (0.9, "ddnm")])
 def test_the_nearest_noise_level_in_ratio(table: None, noise: float, first: str) -> None:
     assert names("gaussian_blur:sigma=1", noise)[0] == first
 
 
 def test_every_budget_that_is_not_above_counts(table: None) -> None:
     """More calls are not always better: a run of few calls that scored more is taken where many are allowed."""
-    assert names("gaussian_blur:sigma=1", 0.1, 99) == ["pigdm", "diffpir"]
-    assert names("gaussian_blur:sigma=1", 0.1, 100) == ["dps", "pigdm", "diffpir"]
-    assert names("gaussian_blur:sigma=1", 0.1, 3) == ["pigdm", "diffpir"]
+    assert names("gaussian_blur:sigma=1", 0.1, 99) == ["ddnm", "diffpir"]
+    assert names("gaussian_blur:sigma=1", 0.1, 100) == ["measurement_sde", "ddnm", "diffpir"]
+    assert names("gaussian_blur:sigma=1", 0.1, 3) == ["ddnm", "diffpir"]
     for _, solver in recommend(operators.get("gaussian_blur:sigma=1"), SHAPE, 0.1, 100)[1:]:
         assert solver.nfe <= 20
+
+
+def test_backward_passes_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of pigdm takes one, of mmps three. Nothing is cut that another solver's whole run can stand for."""
+    lines = [("mmps", 5, 9.0), ("mmps", 10, 9.5), ("pigdm", 10, 8.0), ("pigdm", 20, 8.5), ("diffpir", 20, 1.0)]
+    scores = tuple(Score("blur", 0.1, calls, spec, calls, gain, gain, 0.01) for spec, calls, gain in lines)
+    monkeypatch.setattr(recommendation, "scores", lambda: scores)
+
+    def runs(budget: int) -> list[tuple[str, int]]:
+        found = recommend(operators.get("gaussian_blur:sigma=1"), SHAPE, 0.1, budget)
+        return [(solver.name, solver.nfe) for _, solver in found]
+
+    assert runs(40) == [("mmps", 10), ("pigdm", 20), ("diffpir", 20)]
+    assert runs(39) == [("mmps", 5), ("pigdm", 10), ("diffpir", 20)]
+    assert runs(19) == [("mmps", 4)] and runs(3) == []
+
+
+@pytest.mark.parametrize("spec", [*solvers.names(), "mmps:iterations=2", "dps:transition=heun"])
+def test_passes_are_what_a_run_makes(spec: str, tiny: Path) -> None:
+    solver = solvers.get(spec, steps=3) if "transition" in spec else within(spec, 24 if "tds" in spec else 3)
+    prior = Recorder(invdiff.load_prior(tiny, device="cpu", precision="fp32"))
+    operator = operators.get("gaussian_blur:sigma=1")
+    if solver is None:
+        solver = solvers.get(spec, steps=1)
+    y = invdiff.degrade(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), operator, noise=0.05)
+    invdiff.restore(y, operator, 0.05, prior=prior, solver=solver)
+    assert solver.passes == sum(call.images * (1 + call.backwards) for call in prior.calls)
 
 
 def test_what_the_operator_does_not_offer_is_left_out(table: None) -> None:
@@ -86,8 +122,8 @@ def test_an_operator_of_no_family_gets_the_mean_over_all(monkeypatch: pytest.Mon
     lines = [
         ("blur", "diffpir", 1.0),
         ("inpainting", "diffpir", 5.0),
-        ("blur", "pigdm", 2.0),
-        ("inpainting", "pigdm", 3.0),
+        ("blur", "ddnm", 2.0),
+        ("inpainting", "ddnm", 3.0),
     ]
     lines += [("inpainting", "dps", 99.0)]
     scores = tuple(Score(kind, 0.1, 20, spec, 20, gain, gain / 2, 0.01) for kind, spec, gain in lines)
@@ -96,7 +132,7 @@ def test_an_operator_of_no_family_gets_the_mean_over_all(monkeypatch: pytest.Mon
     found = recommend(matrix, SHAPE, 0.1)
     assert [(score.solver, score.gain, score.single) for score, _ in found] == [
         ("diffpir", 3.0, 1.5),
-        ("pigdm", 2.5, 1.25),
+        ("ddnm", 2.5, 1.25),
     ]
 
 
@@ -126,12 +162,12 @@ def test_impossible_questions_are_refused(arguments: tuple, message: str) -> Non
 def test_auto_takes_the_first(table: None) -> None:
     blur = operators.get("gaussian_blur:sigma=1")
     assert choose(blur, SHAPE, 0.1).spec == solvers.get("diffpir", steps=20).spec
-    assert choose(blur, SHAPE, 0.1, several=True).spec == solvers.get("pigdm", steps=20).spec
-    assert choose(blur, SHAPE, 0.1, 7, several=True).spec == solvers.get("pigdm", steps=7).spec
+    assert choose(blur, SHAPE, 0.1, several=True).spec == solvers.get("ddnm", steps=20).spec
+    assert choose(blur, SHAPE, 0.1, 7, several=True).spec == solvers.get("ddnm", steps=7).spec
     y = torch.rand(1, *SHAPE, generator=torch.Generator().manual_seed(0))
     prior = GaussianPrior(torch.full(SHAPE, 0.5), 0.05)
     assert invdiff.restore(y, blur, 0.1, prior=prior, steps=5).solver["name"] == "diffpir"
-    assert invdiff.restore(y, blur, 0.1, prior=prior, steps=5, samples=2).solver["name"] == "pigdm"
+    assert invdiff.restore(y, blur, 0.1, prior=prior, steps=5, samples=2).solver["name"] == "ddnm"
     assert invdiff.restore(y, blur, 0.1, prior=prior, steps=5).nfe == 5
 
 
@@ -170,12 +206,12 @@ def test_families_that_are_not_linear_are_ranked_by_one_sample(monkeypatch: pyte
         ("tone", "dpir", 5.0),
         ("phase", "daps", 4.0),
         ("phase", "dpir", 1.0),
-        ("phase", "dps", 9.0),
+        ("phase", "diffpir", 9.0),
     ]
     scores = [Score(kind, 0.1, 20, spec, 20, None, gain, None) for kind, spec, gain in lines]
     monkeypatch.setattr(recommendation, "scores", lambda: (*TABLE, *scores))
     assert names("gamma", 0.1) == names("gamma", 0.1, aim="single") == ["dpir", "daps"]
-    assert names("gamma", 0.1, aim="sample") == [] and names("phase_retrieval", 0.1)[0] == "dps"
+    assert names("gamma", 0.1, aim="sample") == [] and names("phase_retrieval", 0.1)[0] == "diffpir"
 
     class Unmeasured(type(operators.get("gamma"))):
         family = "other"

@@ -176,6 +176,15 @@ class Solver(Method):
         """The network calls for one sample that the settings ask for (for particles: of the whole population)."""
         return (self.level_count() - 1) * self._calls_a_level() + 1
 
+    @property
+    def passes(self) -> int:
+        """Network calls and backward passes through the network for one sample: a backward pass to the input multiplies as
+        many numbers as a call."""
+        return self.nfe * (1 + self._backward_passes_a_call())
+
+    def _backward_passes_a_call(self) -> int:
+        return 0
+
     def level_count(self) -> int:
         """Noise levels that `steps` pays for: as many, but with a transition of several calls a level."""
         return (self.steps - 1) // self._calls_a_level() + 1

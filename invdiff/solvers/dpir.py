@@ -12,8 +12,8 @@ sigma_y, the estimate of least squared error.
 
 Differs from the paper:
 - the denoiser is the diffusion prior, which knows higher and lower levels than one trained for noise up to 50/255. So the
-  first level is what the operator leaves to fill in (49/255 is the paper's): for linear operators MARGIN times the error of
-  the measurement's own estimate (invdiff/solvers/first_level.py), else 2. The last is below sigma_y, where the paper
+  first level is what the operator leaves to fill in (49/255 is the paper's): for linear operators found from the error
+  of the measurement's own estimate (invdiff/solvers/first_level.py), else 2. The last is below sigma_y, where the paper
   stops (sigma_min; at sigma_y = 0.2 that smooths too much);
 - z_0 is where all solvers here start (invdiff/solvers/base.py), without the noise, instead of an interpolation of y;
 - the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients;
@@ -32,7 +32,7 @@ from invdiff.priors.base import Prior
 from invdiff.problem import Problem
 from invdiff.sampling import Noise
 from invdiff.solvers.base import Move
-from invdiff.solvers.first_level import first_error
+from invdiff.solvers.first_level import first_level
 from invdiff.solvers.point import FIRST, PointEstimate
 
 MARGIN = 1.5
@@ -59,8 +59,13 @@ class DPIR(PointEstimate):
     def levels(self, problem: Problem, prior: Prior) -> list[float]:
         if self.sigma_max is not None:
             return super().levels(problem, prior)
-        errors = first_error(problem) if self.initial == "measurement" else None
-        first = FIRST if errors is None else errors[0] if self.steps <= FEW else MARGIN * errors[1]
+        found = first_level(problem) if self.initial == "measurement" else None
+        if found is None:
+            first = FIRST
+        elif self.steps <= FEW:
+            first = found.error
+        else:
+            first = min(max(MARGIN * found.worst, found.hidden), FIRST)
         return replace(self, sigma_max=min(max(first, prior.sigma_min), prior.sigma_max)).levels(problem, prior)
 
     def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:

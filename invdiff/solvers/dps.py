@@ -43,6 +43,9 @@ class DPS(Solver):
     eta: float = parameter(1.0, low=0, high=1, help="0: deterministic steps, 1: ancestral steps")
     limit: float = parameter(1.0, above=0, help="largest step, in units of the one that would zero the residual")
 
+    def _backward_passes_a_call(self) -> int:
+        return 1
+
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         A, y = problem.operator, problem.y
         w = self.weight * max(1.0, 1000 / self.steps)

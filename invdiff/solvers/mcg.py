@@ -44,6 +44,9 @@ class MCG(Solver):
     weight: float = parameter(0.2, low=0, help="step size of the gradient, for 1000 steps")
     trust: float = parameter(1.0, above=0, help="trust in the measurement; 1 weighs it by its noise")
 
+    def _backward_passes_a_call(self) -> int:
+        return 1
+
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         A, y = problem.operator, problem.y
         w = self.weight * max(1.0, 1000 / self.steps) / A.norm(problem.image_shape)

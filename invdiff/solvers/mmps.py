@@ -47,6 +47,9 @@ class MMPS(Solver):
     iterations: int = parameter(3, kind=whole, low=1, help="conjugate residual iterations, one backward pass each")
     eta: float = parameter(1.0, low=0, high=1, help="0: deterministic steps, 1: ancestral steps")
 
+    def _backward_passes_a_call(self) -> int:
+        return self.iterations
+
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         def conditioned(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
             moments = Moments.at(problem, prior, x, sigma)

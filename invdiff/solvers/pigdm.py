@@ -45,6 +45,9 @@ class PiGDM(Solver):
     data_std: float = parameter(0.5, above=0, help="standard deviation sqrt(nu) of the data in r^2", unit="[0,1]")
     weight: float = parameter(1.0, low=0, help="factor on the guidance; 1 is the formula")
 
+    def _backward_passes_a_call(self) -> int:
+        return 1
+
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         A, y = problem.operator, problem.y
         nu = self.data_std**2

@@ -76,11 +76,12 @@ def family(operator: Operator, image_shape: Shape) -> str:
 def recommend(
     operator: Operator, image_shape: Shape, noise: float, budget: int = 20, aim: str = "psnr"
 ) -> list[tuple[Score, Solver]]:
-    """The solvers that can use the operator, best first, each with its score and ready to run with at most `budget` calls.
+    """The solvers that can use the operator, best first, each with its score and ready to run as it was measured, with at
+    most `budget` network passes for one sample: calls, and backward passes, which take as long or longer.
 
-    The scores are those of the nearest noise level that was measured (in ratio), and each solver's best among the budgets
-    that were measured and are not above this one, else of the smallest: more calls are not always better, and a run may
-    take fewer than it is allowed. An operator of no measured family gets the mean over all.
+    The scores are those of the nearest noise level that was measured (in ratio), and each solver's best among the runs
+    that the budget pays for: more calls are not always better, and a run may take fewer than it is allowed. Where it pays
+    for none that was measured, the shortest are cut. An operator of no measured family gets the mean over all.
     Empty if nothing was measured that the operator allows.
     Raises UsageError for an unknown aim, and a budget or noise that is not positive.
     """
@@ -92,35 +93,44 @@ def recommend(
         raise UsageError(f"noise must be more than 0, got {noise}")
     kind = family(operator, image_shape)
     table = [score for score in scores() if score.family == kind] or _averaged(kind)
+    runs = [(score, within(score.solver, score.budget)) for score in _nearest(table, noise)]
+    able = [(s, run) for s, run in runs if run and not run.missing(operator) and s.rank(aim) > -math.inf]
+    paid = [(score, run) for score, run in able if run.passes <= budget] or _cut(able, budget)
     best: dict[str, tuple[Score, Solver]] = {}
-    for score in sorted(_nearest(table, noise, budget), key=lambda score: -score.rank(aim)):
-        solver = within(score.solver, min(budget, score.budget))
-        if solver is not None and not solver.missing(operator) and score.rank(aim) > -math.inf:
-            best.setdefault(score.solver, (score, solver))
+    for score, run in sorted(paid, key=lambda one: -one[0].rank(aim)):
+        best.setdefault(score.solver, (score, run))
     return list(best.values())
 
 
-def within(spec: str | Solver, budget: int) -> Solver | None:
-    """The solver with as many steps as `budget` network calls pay for; None if they do not pay for one."""
-    solver = solvers.get(spec, steps=1)
-    if solver.nfe > budget:
+def _cut(runs: Iterable[tuple[Score, Solver]], budget: int) -> list[tuple[Score, Solver]]:
+    """Those of the smallest budget, with fewer steps."""
+    runs = list(runs)
+    least = min((score.budget for score, _ in runs), default=0)
+    cut = [(score, within(score.solver, budget, passes=True)) for score, _ in runs if score.budget == least]
+    return [(score, run) for score, run in cut if run is not None]
+
+
+def within(spec: str | Solver, budget: int, *, passes: bool = False) -> Solver | None:
+    """The solver with as many steps as `budget` network calls pay for, or with `passes` calls and backward passes; None if
+    they do not pay for one."""
+
+    def cost(steps: int) -> int:
+        solver = solvers.get(spec, steps=steps)
+        return solver.passes if passes else solver.nfe
+
+    if cost(1) > budget:
         return None
     low, high = 1, budget
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if solvers.get(spec, steps=middle).nfe <= budget else (low, middle - 1)
+        low, high = (middle, high) if cost(middle) <= budget else (low, middle - 1)
     return solvers.get(spec, steps=low)
 
 
-def _nearest(table: Iterable[Score], noise: float, budget: int) -> list[Score]:
+def _nearest(table: Iterable[Score], noise: float) -> list[Score]:
     table = list(table)
-    if not table:
-        return []
-    level = min({score.noise for score in table}, key=lambda value: abs(math.log(value / noise)))
-    table = [score for score in table if score.noise == level]
-    budgets = sorted({score.budget for score in table})
-    allowed = [value for value in budgets if value <= budget] or budgets[:1]
-    return [score for score in table if score.budget in allowed]
+    level = min({score.noise for score in table}, key=lambda value: abs(math.log(value / noise)), default=0.0)
+    return [score for score in table if score.noise == level]
 
 
 def _averaged(kind: str) -> list[Score]:

@@ -69,6 +69,9 @@ class TDS(ParticleSolver):
         0.0, low=0, help="standard deviation of the data within a mode, in the moves; 0: the paper's", unit="[0,1]"
     )
 
+    def _backward_passes_a_call(self) -> int:
+        return 1
+
     def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Filter:
         return _Twisted(self, expanded(problem, self.particles), prior, self._twist(problem))
 

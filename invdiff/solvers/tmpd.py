@@ -49,6 +49,9 @@ class TMPD(Solver):
     covariance: str = parameter("diagonal", kind=str, choices=COVARIANCES, help="how the covariance of y is simplified")
     eta: float = parameter(1.0, low=0, high=1, help="0: deterministic steps, 1: ancestral steps")
 
+    def _backward_passes_a_call(self) -> int:
+        return 2
+
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         variance = problem.sigma_y**2
         mask = problem.operator.observed(problem.image_shape)
