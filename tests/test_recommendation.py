@@ -85,7 +85,7 @@ def test_backward_passes_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs(19) == [("mmps", 4)] and runs(3) == []
 
 
-@pytest.mark.parametrize("spec", [*solvers.names(), "mmps:iterations=2", "dps:transition=heun"])
+@pytest.mark.parametrize("spec", [*solvers.names(), "mmps:iterations=2", "pigdm:transition=heun"])
 def test_passes_are_what_a_run_makes(spec: str, tiny: Path) -> None:
     solver = solvers.get(spec, steps=3) if "transition" in spec else within(spec, 24 if "tds" in spec else 3)
     prior = Recorder(invdiff.load_prior(tiny, device="cpu", precision="fp32"))

@@ -16,6 +16,8 @@ Differs from the paper:
   of the measurement's own estimate (invdiff/solvers/first_level.py), else 2. The last is below sigma_y, where the paper
   stops (sigma_min; at sigma_y = 0.2 that smooths too much);
 - z_0 is where all solvers here start (invdiff/solvers/base.py), without the noise, instead of an interpolation of y;
+- an image whose residual is explained by the noise, and which no longer moves, is done before the last level
+  (`settled`): on the lower ones it only loses detail;
 - the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients;
 - operators that are not linear: a few Gauss-Newton steps (invdiff/nonlinear.py), or the operator's own.
 """
@@ -23,9 +25,12 @@ Differs from the paper:
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
+import torch
 
 from invdiff.parameters import parameter
 from invdiff.priors.base import Prior
@@ -37,6 +42,8 @@ from invdiff.solvers.point import FIRST, PointEstimate
 
 MARGIN = 1.5
 """First level over the first estimate's error in the worst places, where there are steps enough to come down from there."""
+EXPLAINED = 1.05
+"""Residual at which the noise explains what is left between A z and y (Morozov's discrepancy principle)."""
 FEW = 2
 """Steps that are not: they start at the error's root mean square."""
 
@@ -56,6 +63,14 @@ class DPIR(PointEstimate):
     )
     lam: float = parameter(0.23, above=0, help="weight lambda of the network's estimate against the measurement")
 
+    settled: float = parameter(
+        0.7,
+        low=0,
+        search=False,
+        help="an image is done once the noise is explained and it moves less than this by e-fold of the level, in units "
+        "of sigma_y; 0: never before the last level",
+    )
+
     def levels(self, problem: Problem, prior: Prior) -> list[float]:
         if self.sigma_max is not None:
             return super().levels(problem, prior)
@@ -70,7 +85,24 @@ class DPIR(PointEstimate):
 
     def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
         z = self.start(problem, prior, 0.0, noise)
+        x, going, part = z, list(range(len(z))), problem
         for sigma, next_sigma in itertools.pairwise([*levels, 0.0]):
-            x = problem.operator.prox_l2(z, problem.y, sigma**2 / (self.lam * problem.sigma_y**2))
-            z = prior.denoise(x, sigma)
+            before = z if len(going) == len(z) else z[going]
+            solved = part.operator.prox_l2(before, part.y, sigma**2 / (self.lam * problem.sigma_y**2))
+            clean = prior.denoise(solved, sigma)
+            x, z = _put(x, going, solved), _put(z, going, clean)
             yield Move(sigma, next_sigma, z, x, z)
+            if self.settled and next_sigma > 0:
+                rate = (clean - before).square().flatten(1).mean(1).sqrt() / math.log(sigma / next_sigma)
+                rest = (part.residual(clean) > EXPLAINED) | (rate > self.settled * problem.sigma_y)
+                going = [row for row, more in zip(going, rest.tolist(), strict=True) if more]
+                if not going:
+                    return
+                part = problem.rows(going)
+
+
+def _put(whole: torch.Tensor, rows: list[int], values: torch.Tensor) -> torch.Tensor:
+    """`values` in the place of these rows of a batch."""
+    if len(rows) == len(whole):
+        return values
+    return whole.index_copy(0, torch.tensor(rows, device=whole.device), values)

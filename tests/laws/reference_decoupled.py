@@ -14,8 +14,8 @@ SPECS = [
     "pnp_dm:sampler=langevin,langevin_steps=3,langevin_size=0.5",
     "red_diff",
     "red_diff:lam=2,rate=0.1,sigma_max=1",
-    "dpir",
-    "dpir:lam=0.5,sigma_max=1",
+    "dpir:settled=0",
+    "dpir:lam=0.5,sigma_max=1,settled=0",
     "measurement_sde",
     "measurement_sde:sigma_max=0.4",
 ]

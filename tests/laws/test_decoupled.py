@@ -71,7 +71,7 @@ ACTING = [
     ("pnp_dm:sampler=langevin,langevin_steps=3", "langevin_size", 1.03),
     ("red_diff", "lam", 1.03),
     ("red_diff", "rate", 1.03),
-    ("dpir", "lam", 1.03),
+    ("dpir:settled=0", "lam", 1.03),
 ]
 
 
