@@ -39,14 +39,15 @@ def solve(
     *,
     start: torch.Tensor | None = None,
     precondition: Map | None = None,
-    tolerance: float | None = None,
+    tolerance: float | torch.Tensor | None = None,
     iterations: int = 1000,
     energy: torch.Tensor | None = None,
 ) -> Solved:
     """Solve M x = b for a symmetric positive semi-definite M (Hestenes & Stiefel 1952; preconditioned form).
 
     apply: x -> M x, acting on each sample (B, ...) alone; precondition: r -> P r, symmetric positive definite.
-    tolerance: relative residual ||b - M x|| / ||b|| at which a sample stops; default 1e-6 (float32), 1e-12 (float64).
+    tolerance: relative residual ||b - M x|| / ||b|| at which a sample stops, one for all or (B, 1, .., 1); default 1e-6
+    (float32), 1e-12 (float64).
     A sample also stops where rounding keeps it from getting better, and at the latest after `iterations`. A finished
     sample keeps its value while others go on. float16 and bfloat16 are solved in float32.
     energy: (B, 1, .., 1), with a precondition: a sample stops when sqrt(<r, P r> / energy) reaches the tolerance, and that is

@@ -32,6 +32,10 @@ KEPT_SHAPES = 4
 # A relative residual of conjugate gradients above this is told. Measured on motion blur at sigma_y = 0.3/255, the image
 # is then off by 3.5 times as much (rms): one step of 8 bits. Rounding to float32 alone leaves 2e-4 there.
 TOLD_ABOVE = 1e-3
+# The data step by conjugate gradients in single precision is right to this, root mean square, in [0, 1] units: an eightieth
+# of a step of 8 bits, which a network of half precision does not see. Least: what rounding lets them reach.
+ACCURACY = 5e-5
+LEAST_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +169,7 @@ class Operator:
         # z + gamma A^T (gamma A A^T + I)^-1 (y - A z). Iterated for x itself, the same step stops, at the same relative
         # residual, a thousand times further away: there the residual counts directions that A hardly measures for little.
         misfit, shape = y - self.A(z), tuple(z.shape[1:])
+        tolerance = _enough(misfit, gamma, z)
         nearly = self.image_preconditioner(shape, gamma, 1.0)
         if nearly is not None:
             # Iterated for x - z after all, which is smaller than y and whose A^T A is nearly a convolution; what stops it is
@@ -175,9 +180,14 @@ class Operator:
                 gamma * self.A_adjoint(misfit),
                 nearly,
                 gamma * dot(misfit, misfit),
+                None if tolerance is None else (tolerance / 4).clamp(min=LEAST_TOLERANCE),  # P is M^-1 but nearly
             )
         q = self._iterate(
-            "prox_l2", lambda v: gamma * self.A_A_adjoint(v) + v, misfit, self.data_preconditioner(shape, gamma, 1.0)
+            "prox_l2",
+            lambda v: gamma * self.A_A_adjoint(v) + v,
+            misfit,
+            self.data_preconditioner(shape, gamma, 1.0),
+            tolerance=tolerance,
         )
         return z + gamma * self.A_adjoint(q).reshape(z.shape)
 
@@ -212,9 +222,10 @@ class Operator:
         b: torch.Tensor,
         precondition: Map | None = None,
         energy: torch.Tensor | None = None,
+        tolerance: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Conjugate gradients; warns, once for each operator and method, if they stop far from the answer."""
-        solved = solve(apply, b, precondition=precondition, energy=energy)
+        solved = solve(apply, b, precondition=precondition, energy=energy, tolerance=tolerance)
         worst = float(solved.residual.max()) if len(solved.residual) else 0.0
         told: set[str] = self.cached("told", set)
         if worst > TOLD_ABOVE and method not in told:
@@ -347,6 +358,17 @@ class Operator:
     def _require_linear(self, method: str) -> None:
         if not self.linear:
             raise UsageError(f"{self} is not linear, so it has no {method}; use a solver for nonlinear operators (dps)")
+
+
+def _enough(misfit: torch.Tensor, gamma: float, z: torch.Tensor) -> torch.Tensor | None:
+    """The relative residual at which the data step's answer is right to ACCURACY, (B, 1, .., 1); None in float64, where it
+    goes on to rounding.
+
+    With r what (gamma A A^T + 1) q leaves of the misfit, e = gamma A^T (..)^-1 r of x has ||e||^2 <= gamma ||r||^2."""
+    if z.dtype == torch.float64:
+        return None
+    aim = ACCURACY * z[0].numel() ** 0.5 / (gamma * dot(misfit, misfit)).sqrt().clamp(min=1e-30)
+    return aim.clamp(LEAST_TOLERANCE, TOLD_ABOVE / 2)
 
 
 def files_of(operator: Operator) -> list[Path]:

@@ -53,9 +53,9 @@ def checkerboard(height: int, width: int) -> torch.Tensor:
 class KSpace(Operator):
     """What one coil and several have in common: the samples, the Fourier transform, and the check of shapes.
 
-    F is the orthonormal FFT. With centered, index (H // 2, W // 2) is the origin in the image and in k-space. For even sizes
-    no shift is needed for that: F = c S fft2 S with S = (-1)^(i + j) and c = (-1)^((H + W) / 2), and S and c S go into factors
-    that are there in any case, the sensitivities and the mask.
+    F is the orthonormal FFT. With centered, index (H // 2, W // 2) is the origin in the image and in k-space. For even
+    sizes no shift is needed for that: F = c S fft2 S with S = (-1)^(i + j) and c = (-1)^((H + W) / 2), and S and c S go
+    into factors that are there in any case, the sensitivities and the mask.
     """
 
     pattern: str | None = parameter(
