@@ -20,7 +20,8 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.linalg import dot, largest_eigenvalue, solve
+from invdiff.latest import Latest
+from invdiff.linalg import LEAST_TOLERANCE, TOLD_ABOVE, data_step_tolerance, dot, largest_eigenvalue, solve
 from invdiff.nonlinear import gauss_newton
 from invdiff.parameters import declarations, format_spec, validate
 
@@ -29,13 +30,6 @@ Map = Callable[[torch.Tensor], torch.Tensor]
 
 # Shapes of each kind whose tables an operator keeps: the solvers ask for two or three at a time.
 KEPT_SHAPES = 4
-# A relative residual of conjugate gradients above this is told. Measured on motion blur at sigma_y = 0.3/255, the image
-# is then off by 3.5 times as much (rms): one step of 8 bits. Rounding to float32 alone leaves 2e-4 there.
-TOLD_ABOVE = 1e-3
-# The data step by conjugate gradients in single precision is right to this, root mean square, in [0, 1] units: an eightieth
-# of a step of 8 bits, which a network of half precision does not see. Least: what rounding lets them reach.
-ACCURACY = 5e-5
-LEAST_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,11 +159,14 @@ class Operator:
             svd = self.svd(tuple(z.shape[1:]))
             s = svd.singular_values.to(z)
             # z - prox = V  gamma s / (gamma s^2 + 1)  (s V^T z - U^T y); nothing moves in the null space of A.
-            return z - svd.V(gamma * s / (gamma * s**2 + 1) * (s * svd.V_adjoint(z) - svd.U_adjoint(y)))
+            # Solvers ask with one y again and again.
+            latest: Latest = self.cached("U^T y", Latest)
+            measured = latest.of(y, svd.U_adjoint)
+            return z - svd.V(gamma * s / (gamma * s**2 + 1) * (s * svd.V_adjoint(z) - measured))
         # z + gamma A^T (gamma A A^T + I)^-1 (y - A z). Iterated for x itself, the same step stops, at the same relative
         # residual, a thousand times further away: there the residual counts directions that A hardly measures for little.
         misfit, shape = y - self.A(z), tuple(z.shape[1:])
-        tolerance = _enough(misfit, gamma, z)
+        tolerance = data_step_tolerance(misfit, gamma, z)
         nearly = self.image_preconditioner(shape, gamma, 1.0)
         if nearly is not None:
             # Iterated for x - z after all, which is smaller than y and whose A^T A is nearly a convolution; what stops it is
@@ -358,17 +355,6 @@ class Operator:
     def _require_linear(self, method: str) -> None:
         if not self.linear:
             raise UsageError(f"{self} is not linear, so it has no {method}; use a solver for nonlinear operators (dps)")
-
-
-def _enough(misfit: torch.Tensor, gamma: float, z: torch.Tensor) -> torch.Tensor | None:
-    """The relative residual at which the data step's answer is right to ACCURACY, (B, 1, .., 1); None in float64, where it
-    goes on to rounding.
-
-    With r what (gamma A A^T + 1) q leaves of the misfit, e = gamma A^T (..)^-1 r of x has ||e||^2 <= gamma ||r||^2."""
-    if z.dtype == torch.float64:
-        return None
-    aim = ACCURACY * z[0].numel() ** 0.5 / (gamma * dot(misfit, misfit)).sqrt().clamp(min=1e-30)
-    return aim.clamp(LEAST_TOLERANCE, TOLD_ABOVE / 2)
 
 
 def files_of(operator: Operator) -> list[Path]:

@@ -29,6 +29,11 @@ def negated(spectrum: torch.Tensor) -> torch.Tensor:
     return spectrum.flip((-2, -1)).roll((1, 1), (-2, -1))
 
 
+def checkerboard(height: int, width: int) -> torch.Tensor:
+    """(-1)^(i + j), (H, W) float64."""
+    return 1.0 - 2.0 * ((torch.arange(height)[:, None] + torch.arange(width)) % 2).double()
+
+
 def transfer_function(stencil: Stencil, height: int, width: int) -> torch.Tensor:
     """H (height, width), complex128, of the stencil wrapped around the grid; exactly Hermitian."""
     ring = np.zeros((height, width))

@@ -27,7 +27,7 @@ from . import kspace
 from .arrays import complex_file_or_array, file_or_array, fingerprint, load
 from .circulant import Circulant
 from .constants import Constant, working
-from .fourier import hartley, negated
+from .fourier import checkerboard, hartley, negated
 from .shapes import channels_and_size, require_batch
 
 UNSEEN = 0.01
@@ -42,11 +42,6 @@ def pairs(z: torch.Tensor) -> torch.Tensor:
 def joined(y: torch.Tensor) -> torch.Tensor:
     """Real (..., 2 C, H, W) -> complex (..., C, H, W)."""
     return torch.complex(y[..., ::2, :, :], y[..., 1::2, :, :])
-
-
-def checkerboard(height: int, width: int) -> torch.Tensor:
-    """(-1)^(i + j), (H, W) float64."""
-    return 1.0 - 2.0 * ((torch.arange(height)[:, None] + torch.arange(width)) % 2).double()
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from invdiff import operator as module
+from invdiff import linalg as module
 from invdiff import operators
-from invdiff.linalg import dot, solve
-from invdiff.operator import ACCURACY, Operator, Shape
+from invdiff.linalg import ACCURACY, dot, solve
+from invdiff.operator import Operator, Shape
 from invdiff.operators import MultiCoil, Tomography
 from invdiff.operators.circulant import FLOOR, Circulant
 from invdiff.operators.mri import birdcage

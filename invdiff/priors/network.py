@@ -13,6 +13,7 @@ from invdiff.errors import UsageError
 from invdiff.parameterization import check_prediction, to_clean
 from invdiff.priors.base import Prior, Sigma, per_sample
 from invdiff.priors.gaussian_images import GaussianImages
+from invdiff.priors.group_norm import quicken
 from invdiff.schedule import Schedule
 
 
@@ -55,6 +56,7 @@ class NetworkPrior(Prior):
         identity: dict[str, Any] | None = None,
     ) -> None:
         self.network = network.eval().requires_grad_(False)
+        quicken(self.network)
         self.schedule = schedule
         self.channels = channels
         self.prediction = check_prediction(prediction)

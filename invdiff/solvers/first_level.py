@@ -16,11 +16,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from invdiff.operator import Shape
-from invdiff.operators.boundary import source_index
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.problem import Problem
 from invdiff.sampling import generator
@@ -77,8 +75,8 @@ def _errors(problem: Problem, shape: Shape) -> tuple[float, float]:
     x = natural(shape[0]).colour(torch.randn(1, shape[0], height, width, generator=draws).to(y))
     for dim, side in ((-2, shape[1]), (-1, shape[2])):
         if side > DRAWN:
-            places = source_index(np.arange(side), DRAWN, "reflect")
-            x = x.index_select(dim, torch.from_numpy(places).to(y.device))
+            there = torch.arange(side, device=y.device) % (2 * DRAWN)
+            x = x.index_select(dim, torch.where(there < DRAWN, there, 2 * DRAWN - 1 - there))
     measured = operator.A(x)
     measured = measured + problem.sigma_y * torch.randn(measured.shape, generator=draws).to(y)
     drawn = Problem(operator, measured, problem.sigma_y, shape)  # leaves out what is not measured
