@@ -87,11 +87,11 @@ def test_backward_passes_are_paid_for(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("spec", [*solvers.names(), "mmps:iterations=2", "pigdm:transition=heun"])
 def test_passes_are_what_a_run_makes(spec: str, tiny: Path) -> None:
-    solver = solvers.get(spec, steps=3) if "transition" in spec else within(spec, 24 if "tds" in spec else 3)
+    solver = within(spec, 24 if spec == "tds" else 3) or solvers.get(spec, steps=1)
+    if spec == "dpir":
+        solver = solvers.get(solver, settled=0)  # else it may end before
     prior = Recorder(invdiff.load_prior(tiny, device="cpu", precision="fp32"))
     operator = operators.get("gaussian_blur:sigma=1")
-    if solver is None:
-        solver = solvers.get(spec, steps=1)
     y = invdiff.degrade(torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)), operator, noise=0.05)
     invdiff.restore(y, operator, 0.05, prior=prior, solver=solver)
     assert solver.passes == sum(call.images * (1 + call.backwards) for call in prior.calls)
@@ -179,10 +179,10 @@ def test_auto_takes_no_point_estimate_for_several_samples(monkeypatch: pytest.Mo
 
 
 def test_what_mixes_channels_is_chosen_for_by_its_own_measurements() -> None:
-    """dpir loses 4 dB where one colour of each pixel is open, and is best in most other families."""
+    """dpir loses 2 dB where one colour of each pixel is open and the noise is strong; it is best in most other families."""
     mixed = operators.get("spectral_mixing", matrix=np.array([[0.7, 0.3, 0.0], [0.0, 0.4, 0.6]]))
-    assert recommendation.family(mixed, (3, 8, 8)) == "mixing" and choose(mixed, (3, 8, 8), 0.05).name != "dpir"
-    assert choose(operators.get("grayscale"), (3, 8, 8), 0.05).name == "dpir"
+    assert recommendation.family(mixed, (3, 8, 8)) == "mixing" and choose(mixed, (3, 8, 8), 0.2).name == "ddrm"
+    assert choose(operators.get("grayscale"), (3, 8, 8), 0.2).name == "dpir"
 
 
 def test_auto_without_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
