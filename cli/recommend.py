@@ -21,7 +21,7 @@ invdiff solvers recommend --operator inpaint:keep=0.3 --noise 0.01 --budget 100 
     default=20,
     show_default=True,
     metavar="N",
-    help="Network calls for one sample.",
+    help="Network calls and backward passes for one sample.",
 )
 @click.option(
     "--aim",
@@ -58,18 +58,21 @@ def recommend(operator: str, noise: str, budget: int, aim: str, shape: str, ever
             f"no solver was measured on operators such as {chosen}; `invdiff solvers list` shows what they need"
         )
     score = found[0][0]
-    click.echo(f"Measured on: {score.family}, noise {score.noise:g}, at most {score.budget} network calls\n")
+    click.echo(
+        f"Measured on: {score.family}, noise {score.noise:g}, at most {budget} network calls and backward passes\n"
+    )
     rows = [
         (
             solver.spec,
             str(solver.nfe),
+            str(solver.passes - solver.nfe),
             number(score.gain, "+.2f"),
             number(score.single, "+.2f"),
             number(score.crps, ".4f"),
         )
         for score, solver in (found if everything else found[:5])
     ]
-    click.echo(tables.table(("solver", "calls", "PSNR gain, mean", "PSNR gain, one sample", "CRPS"), rows))
+    click.echo(tables.table(("solver", "calls", "backward", "PSNR gain, mean", "PSNR gain, one sample", "CRPS"), rows))
     click.echo(f"\nExample: --solver {found[0][1].spec}")
 
 

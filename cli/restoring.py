@@ -321,8 +321,9 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
         return
     for note in measurement.notes:
         click.echo(f"note: {job.source.name}: {note}", err=True)
+    calls = f"{solution.nfe} network call{'s' * (solution.nfe != 1)}"
     click.echo(
-        f"{job.target}  {solution.solver['name']}, {solution.nfe} network call{"s" * (solution.nfe != 1)}, {solution.seconds / count:.1f} s, "
+        f"{job.target}  {solution.solver['name']}, {calls}, {solution.seconds / count:.1f} s, "
         f"residual {float(residual.mean()):.2f}"
     )
     if measurement.estimate is not None:

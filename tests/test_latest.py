@@ -5,10 +5,14 @@ from __future__ import annotations
 import copy
 import gc
 
+import pytest
 import torch
 
+import invdiff
 from invdiff import operators
 from invdiff.latest import LARGEST, Latest
+from invdiff.priors.gaussian import GaussianPrior
+from invdiff.solvers import first_level
 
 
 def test_one_tensor_is_transformed_once() -> None:
@@ -57,3 +61,16 @@ def test_the_data_step_follows_its_measurement() -> None:
     y.requires_grad_(True)
     (gradient,) = torch.autograd.grad(operator.prox_l2(z, y, 3.0).sum(), y)
     assert float(gradient.abs().sum()) > 0
+
+
+def test_samples_and_images_share_what_an_operator_prepares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four samples of three images, in batches of two: one decomposition, one first level."""
+    made: list[str] = []
+    blur, prepare, errors = operators.GaussianBlur, operators.GaussianBlur._make_engine, first_level._errors
+    monkeypatch.setattr(blur, "_make_engine", lambda self, size: made.append("engine") or prepare(self, size))
+    monkeypatch.setattr(first_level, "_errors", lambda *arguments: made.append("level") or errors(*arguments))
+    operator, prior = operators.get("gaussian_blur:sigma=1"), GaussianPrior(torch.full((3, 16, 16), 0.5), 0.05)
+    y = invdiff.degrade(torch.rand(3, 3, 16, 16), operator, noise=0.05)
+    invdiff.restore(y, operator, 0.05, prior=prior, solver="diffpir", steps=3, samples=4, batch_size=2)
+    invdiff.restore(y, operator, 0.05, prior=prior, solver="dpir", steps=3, batch_size=2)
+    assert made == ["engine", "level"]
