@@ -109,6 +109,9 @@ def test_families() -> None:
         "inpaint:keep=0.5": "inpainting",
         "random_subsample:keep=0.5": "inpainting",
         "inpaint:keep=1": "denoising",
+        "inpaint:box=15x15": "holes",
+        "inpaint:box=4x4": "inpainting",
+        "inpaint:keep=0.3": "inpainting",
     }
     for spec, expected in of.items():
         assert family(operators.get(spec), SHAPE) == expected, spec
@@ -185,6 +188,12 @@ def test_what_mixes_channels_is_chosen_for_by_its_own_measurements() -> None:
     assert choose(operators.get("grayscale"), (3, 8, 8), 0.2).name == "dpir"
 
 
+def test_holes_are_chosen_for_by_their_own_measurements() -> None:
+    """dpir paints a hole in one loud colour, 5 dB worse than diffpir does, and is best for single pixels."""
+    box, pixels = operators.get("inpaint:box=24x24"), operators.get("inpaint:keep=0.3")
+    assert choose(box, (3, 64, 64), 0.05).name != "dpir" and choose(pixels, (3, 64, 64), 0.05).name == "dpir"
+
+
 def test_auto_without_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recommendation, "scores", lambda: ())
     assert choose(operators.get("inpaint"), SHAPE, 0.1).name == "diffpir"
@@ -227,7 +236,7 @@ def test_families_that_are_not_linear_are_ranked_by_one_sample(monkeypatch: pyte
 def test_the_shipped_table_is_complete_and_true_to_the_registry() -> None:
     scores = recommendation.scores()
     cells = {(score.family, score.noise, score.budget) for score in scores}
-    spatial = {"denoising", "blur", "motion", "downsampling", "inpainting"}
+    spatial = {"denoising", "blur", "motion", "downsampling", "inpainting", "holes"}
     nonlinear = set(recommendation.NONLINEAR)
     assert spatial | set(recommendation.PIXELWISE) | nonlinear == {score.family for score in scores}
     assert 20 in {score.budget for score in scores}
@@ -238,7 +247,11 @@ def test_the_shipped_table_is_complete_and_true_to_the_registry() -> None:
         if kind in nonlinear:
             assert {"daps", "fast_dips", "mmps"} <= specs and ({"diffpir", "dpir", "dps"} <= specs or budget != 20)
             continue
-        assert {"diffpir", "dpir"} <= specs and ({"dps", "pigdm"} <= specs or budget != 20), (kind, noise, budget)
+        assert {"diffpir", "dpir"} <= specs and ({"dps", "pigdm"} <= specs or budget != 20 or kind == "holes"), (
+            kind,
+            noise,
+            budget,
+        )
     for score in scores:
         solver = within(score.solver, score.budget)
         assert solver is not None and solver.nfe == score.calls <= score.budget, score

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from invdiff.operator import Shape
+from invdiff.operator import Operator, Shape
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.problem import Problem
 from invdiff.sampling import generator
@@ -63,7 +63,7 @@ def first_level(problem: Problem) -> FirstLevel | None:
 
     def measure() -> FirstLevel:
         with torch.no_grad():
-            return FirstLevel(*_errors(problem, shape), _hidden(problem, shape))
+            return FirstLevel(*_errors(problem, shape), hidden(operator, shape, problem.sigma_y, problem.y))
 
     level: FirstLevel = operator.cached(key, measure)
     return level
@@ -86,12 +86,11 @@ def _errors(problem: Problem, shape: Shape) -> tuple[float, float]:
     return float(square.mean().sqrt()), worst**0.5
 
 
-def _hidden(problem: Problem, shape: Shape) -> float:
-    """max over s and squares of min(s / 4, sigma_y / g)."""
-    operator, y, channels = problem.operator, problem.y, shape[0]
-    rows = []
+def hidden(operator: Operator, shape: Shape, sigma_y: float, like: torch.Tensor) -> float:
+    """max over s and squares of min(s / 4, sigma_y / g), computed in the dtype and on the device of `like`."""
+    rows, channels = [], shape[0]
     for c in range(channels):
-        ones = y.new_zeros(1, *shape)
+        ones = like.new_zeros(1, *shape)
         ones[:, c] = 1
         # Squares share what A mixes across their edges: g^2 of each is what A^T A of the whole has in it.
         rows.append(torch.nn.functional.avg_pool2d(operator.A_adjoint_A(ones), 2)[0])
@@ -100,7 +99,7 @@ def _hidden(problem: Problem, shape: Shape) -> float:
     while True:
         matrices = kept.permute(2, 3, 0, 1)
         least = torch.linalg.eigvalsh(matrices)[..., 0] if mixed else matrices.diagonal(0, -2, -1).amin(-1)
-        told = problem.sigma_y / least.clamp(min=1e-12).sqrt()
+        told = sigma_y / least.clamp(min=1e-12).sqrt()
         found = max(found, quantile(told, RARE if side <= FINE else 1.0, side / 4))
         if min(kept.shape[-2:]) < 2:
             return found

@@ -19,14 +19,20 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+import torch
+
 from invdiff import solvers
 from invdiff.errors import UsageError, unknown
 from invdiff.operator import Operator, Shape
 from invdiff.solvers.base import Solver
+from invdiff.solvers.first_level import SMALLEST, hidden
 
 AIMS = ("psnr", "single", "sample")
 OTHER, CURVED = "other", "nonlinear"
 PIXELWISE = ("colour", "mixing")
+HOLES = "holes"
+HOLE = 2.0
+"""Of `first_level.hidden` without noise: some square of 8 x 8 pixels is lost as a whole; every hole of 15 x 15 has one."""
 NONLINEAR = ("tone", "saturation", "compression", "phase")
 
 
@@ -63,14 +69,24 @@ def scores() -> tuple[Score, ...]:
 
 def family(operator: Operator, image_shape: Shape) -> str:
     """The family of operators that this one is measured with: its own `family`, but "denoising" if A is an orthogonal map
-    times a number, so that every direction is measured with the same noise. image_shape: (C, H, W) of x."""
+    times a number, so that every direction is measured with the same noise, and "holes" where inpainting has to fill squares
+    rather than pixels among others. image_shape: (C, H, W) of x."""
     if operator.linear and operator.has_svd and operator.measured_count(image_shape) == math.prod(image_shape):
         s = operator.svd(image_shape).singular_values
         if float(s.min()) > 0.999 * float(s.max()):
             return "denoising"
     if operator.linear:
-        return operator.family
+        return HOLES if operator.family == "inpainting" and _has_holes(operator, image_shape) else operator.family
     return operator.family if operator.family in NONLINEAR else CURVED
+
+
+def _has_holes(operator: Operator, image_shape: Shape) -> bool:
+    def find() -> bool:
+        image = len(image_shape) == 3 and min(image_shape[1:]) >= SMALLEST
+        return image and hidden(operator, image_shape, 1e-9, torch.zeros(1)) >= HOLE
+
+    found: bool = operator.cached(("holes", tuple(image_shape)), find)
+    return found
 
 
 def recommend(
@@ -137,8 +153,8 @@ def _averaged(kind: str) -> list[Score]:
     """For an operator of no measured family: the mean over the families, of the solvers measured in all of them; over those
     that are not linear for one that is not.
 
-    Those that mix channels, pixel by pixel, are left out: what is open there says nothing of what is open in space."""
-    kin = [s for s in scores() if (s.family in NONLINEAR) == (kind == CURVED) and s.family not in PIXELWISE]
+    Those that mix channels, pixel by pixel, and holes are left out: what is open there says nothing of the others."""
+    kin = [s for s in scores() if (s.family in NONLINEAR) == (kind == CURVED) and s.family not in (*PIXELWISE, HOLES)]
     cells: dict[tuple[float, int, str], list[Score]] = {}
     for score in kin:
         cells.setdefault((score.noise, score.budget, score.solver), []).append(score)
