@@ -156,7 +156,8 @@ class KSpace(Operator):
 
     def _mask_signs(self, x: torch.Tensor) -> torch.Tensor:
         """The same for a factor in k-space: c S x about the middle."""
-        return self._signs(x) * (-1) ** ((x.shape[-2] + x.shape[-1]) // 2) if self._signed(x) else x
+        c = (-1) ** ((x.shape[-2] + x.shape[-1]) // 2) if self._signed(x) else 1
+        return c * self._signs(x)
 
     def _image(self, z: torch.Tensor) -> torch.Tensor:
         """Channels of a complex image; of a real one the real part, which is the adjoint of reading it as complex."""
@@ -190,7 +191,8 @@ class FourierSubsample(KSpace):
 
     def observed(self, shape: Shape) -> torch.Tensor:
         """m for both parts; but the spectrum of a real image is real where k = -k, and its imaginary part says nothing."""
-        return self._out(self._parts(tuple(shape)))
+        found: torch.Tensor = self.cached(("observed", shape), lambda: self._out(self._parts(shape)))
+        return found
 
     def _parts(self, shape: Shape) -> torch.Tensor:
         """`observed` with the zero frequency at (0, 0): (1, H, W) of complex images, of y's shape of real ones."""

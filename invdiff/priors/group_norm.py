@@ -84,7 +84,7 @@ def _gradient(
     def spread(values: torch.Tensor) -> torch.Tensor:
         return values.repeat_interleave(each, 1)[:, None]
 
-    c1, c2, c3 = ((c).to(x.dtype) for c in (w * spread(r), spread(c2), spread(c3)))
+    c1, c2, c3 = (c.to(x.dtype) for c in (w * spread(r), spread(c2), spread(c3)))
     out = torch.addcmul(c3, g, c1).addcmul_(x, c2)
     return out.view(count, height, width, channels).permute(0, 3, 1, 2)
 

@@ -93,12 +93,16 @@ class DPIR(PointEstimate):
             x, z = _put(x, going, solved), _put(z, going, clean)
             yield Move(sigma, next_sigma, z, x, z)
             if self.settled and next_sigma > 0:
-                rate = (clean - before).square().flatten(1).mean(1).sqrt() / math.log(sigma / next_sigma)
-                rest = (part.residual(clean) > EXPLAINED) | (rate > self.settled * problem.sigma_y)
-                going = [row for row, more in zip(going, rest.tolist(), strict=True) if more]
-                if not going:
+                still = self.settled * problem.sigma_y * math.log(sigma / next_sigma)
+                moving = (clean - before).square().flatten(1).mean(1).sqrt() > still
+                if moving.all():
+                    continue
+                rest = (moving | (part.residual(clean) > EXPLAINED)).tolist()
+                if not any(rest):
                     return
-                part = problem.rows(going)
+                if not all(rest):
+                    going = [row for row, more in zip(going, rest, strict=True) if more]
+                    part = problem.rows(going)
 
 
 def _put(whole: torch.Tensor, rows: list[int], values: torch.Tensor) -> torch.Tensor:
