@@ -37,9 +37,14 @@ class Way:
 
     prior: NetworkPrior
     mode: Callable[[], torch.inference_mode | torch.no_grad] = torch.inference_mode
+    own: bool = False
+    """Whether the prior calls the network its own way."""
 
     def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         prior = self.prior
+        if self.own:
+            with self.mode():
+                return prior.call_network(x, t)
         dtype = next(prior.network.parameters()).dtype
         half = prior.precision != torch.float32
         with self.mode(), torch.autocast(x.device.type, prior.precision if half else torch.bfloat16, enabled=half):
@@ -47,8 +52,8 @@ class Way:
 
 
 def ways(name: str, device: torch.device, half: str) -> dict[str, Way]:
-    def prior(precision: str, layout: torch.memory_format) -> NetworkPrior:
-        found = load_prior(name, device=device, precision=precision)
+    def prior(precision: str, layout: torch.memory_format, compile: bool | None = False) -> NetworkPrior:
+        found = load_prior(name, device=device, precision=precision, compile=compile)
         assert isinstance(found, NetworkPrior)
         found.network.to(memory_format=layout)
         return found
@@ -68,10 +73,13 @@ def ways(name: str, device: torch.device, half: str) -> dict[str, Way]:
             module.to(dtype)
     whole = copy.deepcopy(found["float32, channels last"])
     whole.prior.network.to(dtype)
-    return found | {
+    found |= {
         f"{half} autocast, channels last, weights cast once": once,
         f"{half} throughout, channels last": whole,
     }
+    if device.type == "cuda":
+        found[f"{half}, fused kernels, CUDA graphs"] = Way(prior(half, last, None), own=True)
+    return found
 
 
 def gradient(way: Way, x: torch.Tensor) -> torch.Tensor:
@@ -125,7 +133,7 @@ def main() -> None:
     device = choose_device(arguments.device)
     half = "bf16" if "bf16" in precisions(device) else "fp16"
     every = ways(arguments.prior, device, half)
-    default = f"{half} autocast, channels last"
+    default = f"{half}, fused kernels, CUDA graphs" if device.type == "cuda" else f"{half} autocast, channels last"
     pictures = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()][: arguments.photographs]
     photographs = torch.stack([centre(torch.from_numpy(p).permute(2, 0, 1) / 255, 128) for p in pictures])
 
@@ -159,16 +167,17 @@ def main() -> None:
             f"{found.eager:.4f}: {pays}.",
         ]
     lines += ["", f"Where the time of the default ({default}) goes:", "", *profile(every[default], x, t)]
-    a = torch.randn(2048, 2048, device=device, dtype=every[default].prior.precision)
+    side = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(side, side, device=device, dtype=every[default].prior.precision)
     (product,) = alternate({"matmul": lambda: a @ a}, arguments.repeats, device).values()
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
         every[plain].call(x, t)
-    work, rate = counter.get_total_flops() / 1e9, 2 * 2048**3 / statistics.median(product) / 1e9
+    work, rate = counter.get_total_flops() / 1e9, 2 * side**3 / statistics.median(product) / 1e9
     lines += [
         "",
-        f"A call is {work:.1f} GFLOP; a {half} matrix product of 2048 x 2048 runs at {rate:.0f} GFLOP/s here, at which the "
+        f"A call is {work:.1f} GFLOP; a {half} matrix product of {side} x {side} runs at {rate:.0f} GFLOP/s here, at which the "
         f"call would take {work / rate:.3f} s.",
         "",
         f"{arguments.size} x {arguments.size}, batch {arguments.batch}, {device.type} ({torch.get_num_threads()} threads), "

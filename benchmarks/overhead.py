@@ -60,7 +60,7 @@ def main() -> None:
             continue
         run = time_solver(prior, solver, operator, size, arguments.batch, steps, arguments.repeats)
         rows.append(
-            f"| {run.solver} | `{operator}` | {run.seconds:.2f} | {run.bare:.2f} | {run.ratio:.3f} | {run.calls} "
+            f"| {run.solver} | `{operator}` | {run.seconds:.3g} | {run.bare:.3g} | {run.ratio:.3f} | {run.calls} "
             f"| {run.backwards} |"
         )
         print(rows[-1], flush=True)

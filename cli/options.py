@@ -262,9 +262,9 @@ hardware_options = together(
 )
 compile_option = click.option(
     "--compile/--no-compile",
-    default=False,
+    default=None,
     help="Compile the network with torch first, a minute for each size of image; `invdiff bench --compile` says when it "
-    "pays.",
+    "pays. --no-compile: also without the fused kernels and CUDA graphs that a GPU takes by default.",
 )
 
 format_option = click.option(

@@ -61,6 +61,8 @@ def describe(state: dict[str, Any]) -> str:
     facts = [f"step {state['step']}", f"loss {state['loss']:.4f}", f"learning rate {state['lr']:.2g}"]
     if math.isfinite(state["images_per_second"]):
         facts.append(f"{state['images_per_second']:.3g} images/s")
+    if "rate" in state:
+        facts.append(state["rate"])
     if math.isfinite(state["remaining"]):
         minutes, seconds = divmod(round(state["remaining"]), 60)
         facts.append(f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
 import threading
 from collections import deque
@@ -129,3 +130,19 @@ class Behind:
         if kind is None:
             for future in self._waiting:
                 future.result()
+
+
+def local_processes() -> int:
+    """Training processes on this machine, as torchrun and accelerate announce them: they share its memory and cores."""
+    with contextlib.suppress(ValueError):
+        return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return 1
+
+
+def cores() -> int:
+    """Processor cores for this process: those it may run on, shared with the other training processes here."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        count = os.cpu_count() or 1
+    return max(1, count // local_processes())

@@ -90,7 +90,7 @@ def memory_format(device: torch.device) -> torch.memory_format:
     """The layout of weights in which networks are fastest, where that was measured (benchmarks/network_call.py)."""
     import torch
 
-    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
 
 
 def check_compiler() -> None:
@@ -104,13 +104,14 @@ def check_compiler() -> None:
         )
 
 
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    """Autocast to dtype on device; nothing at all for float32."""
+def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> contextlib.AbstractContextManager:
+    """Autocast to dtype on device; nothing at all for float32. keep: whether a weight is cast once inside the block, or
+    at every use."""
     import torch
 
     if dtype == torch.float32:
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)
+    return torch.autocast(device.type, dtype, cache_enabled=keep)
 
 
 def limit_threads() -> None:

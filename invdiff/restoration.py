@@ -61,7 +61,7 @@ def restore(
     ids: Sequence[str | int] | None = None,
     device: str = "auto",
     precision: str = "auto",
-    compile: bool = False,
+    compile: bool | None = None,
     tile: int | str = "auto",
     progress: bool = False,
     **hyperparameters: Any,
@@ -242,14 +242,14 @@ def states(problem: Problem, prior: Prior, solver: Solver, seed: int = 0) -> Ite
     return run(problem, prior, solver, Noise(generators, problem.image_shape, problem.y))
 
 
-def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto", compile: bool = False) -> Prior:
+def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto", compile: bool | None = None) -> Prior:
     """A Prior as it is, or whatever `load_prior` makes of it, on the chosen device in the chosen precision.
 
     Raises UsageError if a device, precision or compile is given for a Prior, which has its own.
     """
     if isinstance(prior, Prior):
         for name, value in (("device", device), ("precision", precision), ("compile", compile)):
-            if value not in ("auto", False):
+            if value not in ("auto", None):
                 raise UsageError(
                     f"{name}={value!r} does not move a Prior that is already loaded; give it to load_prior"
                 )

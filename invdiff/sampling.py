@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from invdiff.drawing import Ahead
 from invdiff.errors import NumericalError, UsageError, unknown
 from invdiff.operator import Shape
 from invdiff.priors.base import Prior, Sigma, WrappedPrior
@@ -40,6 +41,7 @@ class Noise:
 
     def __init__(self, generators: Sequence[torch.Generator], shape: Shape, like: torch.Tensor) -> None:
         self._generators, self._shape, self._like = list(generators), tuple(shape), like
+        self._ahead = Ahead(self._generators, like.dtype, like.device) if like.is_cuda else None
 
     def __call__(self) -> torch.Tensor:
         """(B, *shape) of independent N(0, 1), of an image's shape."""
@@ -55,9 +57,13 @@ class Noise:
 
     def sample(self, draw: Callable[[int, torch.Generator], torch.Tensor], count: int = 1) -> torch.Tensor:
         """(B * count, ...): `count` draws for each row by draw(count, generator), which a prior's `sample` is."""
+        if self._ahead:
+            self._ahead.undo()
         return torch.cat([draw(count, g) for g in self._generators])
 
     def _draw(self, make: Callable[..., torch.Tensor], shape: Shape) -> torch.Tensor:
+        if self._ahead:
+            return self._ahead(make, tuple(shape))
         rows = [make(shape, generator=g, dtype=self._like.dtype, device=g.device) for g in self._generators]
         return (rows[0][None] if len(rows) == 1 else torch.stack(rows)).to(self._like.device)
 

@@ -21,7 +21,10 @@ def per_sample(sigma: Sigma, x: torch.Tensor) -> torch.Tensor:
 
     Raises UsageError unless sigma is a positive number or a tensor of B of them.
     """
-    values = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
+    if isinstance(sigma, torch.Tensor):
+        values = sigma.to(x.device, x.dtype)
+    else:  # filled in on the device: a copy to an accelerator would wait for what it is computing
+        values = torch.full((1,), float(sigma), dtype=x.dtype, device=x.device)
     if values.numel() not in (1, x.shape[0]):
         raise UsageError(f"sigma needs one value, or one per image ({x.shape[0]}), got {values.numel()}")
     # Looked at where it came from: reading it back from an accelerator would stall it.

@@ -36,10 +36,18 @@ class GroupNorm(torch.nn.GroupNorm):
             and not input.is_contiguous()
         )
         if not quick:
+            if input.is_cuda and input.dtype in (torch.bfloat16, torch.float16):
+                return self._in_half(input)
             return super().forward(input)
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
         output: torch.Tensor = _Quick.apply(input, weight, bias, self.num_groups, self.eps)
         return output
+
+    def _in_half(self, input: torch.Tensor) -> torch.Tensor:
+        """Half precision in and out, and single inside: autocast would write out everything in single precision."""
+        with torch.autocast("cuda", enabled=False):
+            weight, bias = (None if p is None else p.to(input.dtype) for p in (self.weight, self.bias))
+            return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
 def quicken(network: torch.nn.Module) -> None:

@@ -35,14 +35,15 @@ def load_prior(
     *,
     device: torch.device | str = "auto",
     precision: torch.dtype | str = "auto",
-    compile: bool = False,
+    compile: bool | None = None,
 ) -> Prior:
     """A prior from: a shipped name ("natural"), a diffusers folder with a UNet2DModel, a guided-diffusion (ADM) file
     ("model.pt"), a Hugging Face id "owner/name", a deepinv Denoiser, or a Prior (returned as it is).
 
     device: a torch device or a name of invdiff.device.DEVICES; precision: the network's arithmetic, a dtype or "auto"
     (bfloat16 where the hardware has it), "fp32", "bf16", "fp16". Weights are held in float32 whatever they were stored in.
-    compile: whether torch compiles the network, which takes a minute; `invdiff bench --compile` says when it pays.
+    compile: whether torch compiles the network, which takes a minute; `invdiff bench --compile` says when it pays. None:
+    no, but a CUDA device runs it by fused kernels and CUDA graphs. False: no such thing, plain torch.
     A shipped name goes before a folder of the same name: write "./natural" for the folder.
     Raises UsageError for a source that is none of these, CheckpointError for one that cannot be used.
     """
@@ -70,7 +71,7 @@ def network_prior(
     *,
     device: torch.device,
     precision: torch.dtype = torch.float32,
-    compile: bool = False,
+    compile: bool | None = None,
 ) -> NetworkPrior:
     """The prior of an opened checkpoint."""
     prior = NetworkPrior(

@@ -12,6 +12,7 @@ from invdiff.device import autocast, check_compiler, memory_format
 from invdiff.errors import UsageError
 from invdiff.parameterization import check_prediction, to_clean
 from invdiff.priors.base import Prior, Sigma, per_sample
+from invdiff.priors.cuda_network import CudaNetwork
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.group_norm import quicken
 from invdiff.schedule import Schedule
@@ -35,7 +36,8 @@ class NetworkPrior(Prior):
     schedule: its training schedule; prediction: "epsilon", "sample" or "v_prediction".
     multiple: images are padded to a multiple of this many pixels and cropped back, so every H x W works.
     precision: dtype of the network's arithmetic (autocast); everything around it keeps x's dtype.
-    compile: whether torch compiles the network for calls without a gradient, once for each size of image.
+    compile: whether torch compiles the network for calls without a gradient, once for each size of image. None: no, but
+        a CUDA device runs it as `CudaNetwork` does, if in half precision. False: neither.
     high_noise: a Gaussian model of the images, which answers above sigma_start in place of the network.
     """
 
@@ -50,7 +52,7 @@ class NetworkPrior(Prior):
         prediction: str = "epsilon",
         multiple: int = 1,
         precision: torch.dtype = torch.float32,
-        compile: bool = False,
+        compile: bool | None = None,
         high_noise: GaussianImages | None = None,
         name: str = "network",
         identity: dict[str, Any] | None = None,
@@ -66,6 +68,7 @@ class NetworkPrior(Prior):
         if compile:
             check_compiler()
         self._compiled: Any = None
+        self._quick: CudaNetwork | None = None
         self.high_noise = high_noise
         self.name = name
         self.identity = identity or {}
@@ -83,6 +86,7 @@ class NetworkPrior(Prior):
         """Move the network to a device and choose its arithmetic; returns self."""
         self.network.to(device).to(memory_format=memory_format(torch.device(device)))
         self.precision = precision or self.precision
+        self._quick = None
         return self
 
     def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
@@ -109,7 +113,11 @@ class NetworkPrior(Prior):
 
     def _ask(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         levels = per_sample(sigma, x) * 2
-        t = torch.as_tensor(self.schedule.t(_to_numpy(sigma).reshape(-1) * 2), dtype=torch.float32, device=x.device)
+        times = self.schedule.t(_to_numpy(sigma).reshape(-1) * 2)
+        if len(times) == 1:  # a number: filled in on the device, which need not wait for a copy
+            t = torch.full((1,), float(times[0]), dtype=torch.float32, device=x.device)
+        else:
+            t = torch.as_tensor(times, dtype=torch.float32, device=x.device)
         abar = 1 / (1 + levels**2)
         x_t = (2 * x - 1) * abar**0.5
         clean = to_clean(self.prediction, self._predict(x_t, t.expand(x.shape[0])), x_t, abar)
@@ -130,7 +138,13 @@ class NetworkPrior(Prior):
         return getattr(output, "sample", output)
 
     def _callable(self, plain: bool) -> Any:
-        """The network, or its compiled form where no gradient is asked for: a compiled backward pass allows only one."""
+        """The network, or the form of it that is quicker here. A compiled one allows only one backward pass, and is for
+        calls without a gradient."""
+        if self.compile is None and self.device.type == "cuda" and self.precision != torch.float32:
+            if self._quick is None or self._quick.precision != self.precision or self._quick.device != self.device:
+                with torch.inference_mode(False):  # its weights take part in gradients, too
+                    self._quick = CudaNetwork(self.network, self.precision)
+            return self._quick
         if not (self.compile and plain):
             return self.network
         if self._compiled is None:

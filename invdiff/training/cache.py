@@ -11,7 +11,8 @@ from typing import IO
 
 import numpy as np
 
-from invdiff.training.room import free_disk, free_memory, local_processes
+from invdiff.background import local_processes
+from invdiff.training.room import free_disk, free_memory
 
 log = logging.getLogger(__name__)
 

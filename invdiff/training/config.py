@@ -17,6 +17,7 @@ from invdiff.training.weighting import WEIGHTINGS
 ORIENTATIONS = ("all", "flip", "none")
 OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("cosine", "linear", "constant")
+FEEDS = ("auto", "host")
 
 # What a resumed training has to keep: the network, what it predicts, which images it may see, the optimiser's state.
 FIXED = (
@@ -98,6 +99,9 @@ class TrainingConfig:
     best is exported."""
     precision: str = "auto"
     """Arithmetic of the network: auto (bf16 where the hardware has it), fp32, bf16 or fp16."""
+    feed: str = "auto"
+    """Where crops are cut and noise is drawn: auto (on a GPU, if the 8-bit images fit in a quarter of its free memory) or
+    host (by the processor, with the same numbers on every device)."""
     compile: bool = False
     """Compile the network with torch.compile: minutes at the start, faster steps after that."""
     init: str | None = None
@@ -201,6 +205,7 @@ _NAMES = {
     "orientations": ORIENTATIONS,
     "optimizer": OPTIMIZERS,
     "decay": DECAYS,
+    "feed": FEEDS,
     "precision": PRECISIONS,
 }
 

@@ -161,17 +161,18 @@ class Speed:
         self.config = config
         self._last: float | None = None
         self._paused = False
-        self._images = self._active = self._steps = self._all = 0.0
+        self._images = self._pixels = self._active = self._steps = self._all = 0.0
         self._step, self._seconds = 0, 0.0
 
-    def add(self, step: int, images: int, seconds: float) -> None:
-        """A step of so many images was finished after so many seconds of training."""
+    def add(self, step: int, images: int, seconds: float, pixels: int = 0) -> None:
+        """A step of so many images, with so many pixels together, was finished after so many seconds of training."""
         self._step, self._seconds = step, seconds
         if self._last is not None:
             taken = seconds - self._last
             self._steps, self._all = 0.998 * self._steps + 1, 0.998 * self._all + taken
             if not self._paused:
                 self._images, self._active = 0.98 * self._images + images, 0.98 * self._active + taken
+                self._pixels = 0.98 * self._pixels + pixels
         self._last, self._paused = seconds, False
 
     def pause(self) -> None:
@@ -182,6 +183,11 @@ class Speed:
     def images_per_second(self) -> float:
         """NaN before the second step."""
         return self._images / self._active if self._active > 0 else math.nan
+
+    @property
+    def pixels_per_second(self) -> float:
+        """NaN before the second step."""
+        return self._pixels / self._active if self._active > 0 else math.nan
 
     @property
     def remaining(self) -> float:

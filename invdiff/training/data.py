@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -81,6 +82,17 @@ def check_weights(config: TrainingConfig, entries: Sequence[Entry]) -> None:
             raise unknown("folder in the training setting weights", name, groups)
 
 
+class Plan(NamedTuple):
+    """What a batch is cut from: `first`, the number of its first crop among those of the step, and for each crop the
+    numbers of its folder and of its image, and its row of `invdiff.training.crops.uniforms`."""
+
+    side: int
+    first: int
+    groups: np.ndarray
+    chosen: np.ndarray
+    draws: np.ndarray
+
+
 class CropSampler:
     """Batches of random crops; crop number i of a step is a pure function of (seed, step, i), so that a resumed run sees
     what an unbroken one would, and several processes see what one would.
@@ -136,27 +148,32 @@ class CropSampler:
                     left -= 1
         return False
 
+    def plan(self, step: int, part: int = 0, parts: int = 1) -> Plan:
+        """Crops part * count to (part + 1) * count - 1 of this step's batch of parts * count. The images are those drawn,
+        whether or not they can be used."""
+        if not 0 <= part < parts:
+            raise UsageError(f"part={part} of parts={parts}: must be at least 0 and below parts")
+        side, count = self.side(step), self.count(step)
+        draws = uniforms(self.config.seed, step, part * count, count)
+        groups = np.minimum(np.searchsorted(self._edges, draws[:, 0], side="right"), len(self.weights) - 1)
+        chosen = self._order[self._starts[groups] + (draws[:, 1] * self._sizes[groups]).astype(np.int64)]
+        return Plan(side, part * count, groups, chosen, draws)
+
     def batch(self, step: int, part: int = 0, parts: int = 1) -> np.ndarray:
         """Crops part * count to (part + 1) * count - 1 of this step's batch of parts * count, (count, C, side, side).
 
         uint8 for 8-bit images, uint16 for 16-bit ones, float32 in [0, 1] for floats and where the kinds mix. Raises
         ImageError if no image is usable.
         """
-        if not 0 <= part < parts:
-            raise UsageError(f"part={part} of parts={parts}: must be at least 0 and below parts")
-        side, count = self.side(step), self.count(step)
-        first = part * count
-        draws = uniforms(self.config.seed, step, first, count)
-        groups = np.minimum(np.searchsorted(self._edges, draws[:, 0], side="right"), len(self.weights) - 1)
-        chosen = self._order[self._starts[groups] + (draws[:, 1] * self._sizes[groups]).astype(np.int64)]
-        crops: list[np.ndarray] = [np.empty(0)] * count
+        side, first, groups, chosen, draws = self.plan(step, part, parts)
+        crops: list[np.ndarray] = [np.empty(0)] * len(chosen)
         rows, turns = draws.tolist(), TURNS[self.config.orientations]
 
         def fill(numbers: list[int]) -> None:
             """The crops of these numbers, all of one image; copied, so that an image that is not kept can go."""
             image = self.photographs.get(chosen[numbers[0]], side)
             for k in numbers:
-                pixels = self._replacement(step, first + k, int(groups[k]), side) if image is None else image
+                pixels = self.replacement(step, first + k, int(groups[k]), side)[1] if image is None else image
                 crops[k] = cut(pixels, side, rows[k], self.config.downscale, turns).copy()
 
         waiting: dict[int, list[int]] = {}
@@ -169,8 +186,8 @@ class CropSampler:
         self.photographs.each(fill, waiting.values())
         return stack(crops, self.config.channels)
 
-    def _replacement(self, step: int, crop: int, group: int, side: int) -> np.ndarray:
-        """The image for a crop whose first one cannot be used: a uniformly drawn usable one of the same group, or if it
+    def replacement(self, step: int, crop: int, group: int, side: int) -> tuple[int, np.ndarray]:
+        """(number, image) for a crop whose first one cannot be used: a uniformly drawn usable one of the same group, or if it
         has none, of a group drawn by weight from the others."""
         rng = np.random.default_rng([self.config.seed, 6, step, crop])
         weights = self.weights.copy()
@@ -181,7 +198,7 @@ class CropSampler:
                 for index in _candidates(self.members(group), inner):
                     pixels = self.photographs.get(index, side)
                     if pixels is not None:
-                        return pixels
+                        return index, pixels
                 self._barren.add((group, side))
             weights[group] = 0
             if weights.sum() <= 0:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from invdiff.background import Prefetcher, StopFlag, beside
+from invdiff.background import Prefetcher, StopFlag, beside, cores
 from invdiff.device import choose_precision
 from invdiff.errors import NumericalError, UsageError
 from invdiff.images import centre
@@ -25,14 +26,15 @@ from invdiff.training.distributed import Processes, launched
 from invdiff.training.entries import find_entries
 from invdiff.training.entry import Entry
 from invdiff.training.leader import Leader, Report
-from invdiff.training.learner import Feeder, Learner
+from invdiff.training.learner import Feeder, Learner, MicroBatch, Outcome
 from invdiff.training.network import build_network, start_from
 from invdiff.training.objective import Objective
 from invdiff.training.optimizers import Budget, rate
 from invdiff.training.photographs import Photographs
 from invdiff.training.provenance import Provenance, describe_device
-from invdiff.training.room import cores
+from invdiff.training.resident import ResidentFeeder
 from invdiff.training.statistics import image_statistics
+from invdiff.training.utilisation import Utilisation
 from invdiff.training.watch import PictureSettings, Watch
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ def train(
     origin = start_from(network, config, config.init) if config.init and not resume else None
 
     processes = Processes(device, precision, config.accumulate)
+    utilisation = Utilisation.measure(network, config, processes.device, precision)
     schedule = Schedule.named(config.schedule, config.schedule_steps)
     objective = build_objective(config, schedule).to(processes.device)
     state = TrainingState.start(network.to(processes.device), objective, config, out, processes.device, resume=resume)
@@ -95,6 +98,7 @@ def train(
             images=validation,
             statistics=image_statistics(photographs, config),
             precision=precision,
+            utilisation=utilisation,
             report=report,
         )
         where = describe_device(processes.device) + (f", {processes.count} processes" if processes.count > 1 else "")
@@ -114,30 +118,58 @@ def run(learner: Learner, feeder: Feeder, leader: Leader | None) -> None:
         stop = stack.enter_context(StopFlag(patient=launched()))
         if leader:
             stack.enter_context(leader.closing())
-        workers = 1
-        if processes.device.type != "cpu":  # the processor has nothing else to do than to prepare batches
-            workers = max(1, min(8, cores() - 1))
-            stack.enter_context(beside(feeder.sampler.photographs.preload))
-        batches = stack.enter_context(Prefetcher(feeder, state.step, workers + 3, workers))
+        batches = stack.enter_context(_batches(feeder, state.step, processes.device))
+        waiting: Outcome | None = None
         while True:
             clock = (leader.progress(), float(leader.due())) if leader else (0.0, 0.0)
             progress, due, stopping = processes.total(*clock, float(bool(stop)))
-            if progress >= 1 or stopping:
+            ends = progress >= 1 or stopping
+            if waiting and (ends or due or state.step % config.validate_every == 0):
+                waiting = _settle(waiting, learner, leader)
+            if leader and state.step % config.validate_every == 0:
+                leader.validate()
+            if ends:
                 break
             if due and leader:
                 leader.save()
             outcome = learner.step(next(batches), rate(config, state.step, progress))
-            (loss,) = processes.total(outcome.loss / processes.count)
-            _check_finite("loss", loss, state.step - 1, leader)
-            if not learner.scaled:  # a scaler meets infinite gradients on its way, and skips such steps itself
-                _check_finite("gradient", outcome.norm, state.step - 1, leader)
-            state.loss = loss if math.isnan(state.loss) else 0.98 * state.loss + 0.02 * loss
-            if leader:
-                leader.stepped(loss, outcome.lr, processes.count * len(outcome.t), t=outcome.t, errors=outcome.errors)
-                if state.step % config.validate_every == 0:
-                    leader.validate()
+            if waiting:
+                _settle(waiting, learner, leader)
+            # A GPU computes a step while the next one is being prepared: what came of it is read after that.
+            waiting = outcome if processes.device.type == "cuda" else _settle(outcome, learner, leader)
         if leader and not stopping:
             leader.finished()
+
+
+def _settle(outcome: Outcome, learner: Learner, leader: Leader | None) -> None:
+    """Look at what came of a step: raise if it is not finite, and log it."""
+    state, processes = learner.state, learner.processes
+    mean, norm, errors = outcome.read()
+    (loss,) = processes.total(mean / processes.count)
+    _check_finite("loss", loss, outcome.step, leader)
+    if not learner.scaled:  # a scaler meets infinite gradients on its way, and skips such steps itself
+        _check_finite("gradient", norm, outcome.step, leader)
+    state.loss = loss if math.isnan(state.loss) else 0.98 * state.loss + 0.02 * loss
+    if leader:
+        images = processes.count * len(outcome.t)
+        leader.stepped(outcome.step + 1, loss, outcome.lr, images, pixels=outcome.pixels, t=outcome.t, errors=errors)
+
+
+@contextlib.contextmanager
+def _batches(feeder: Feeder, step: int, device: torch.device) -> Iterator[Iterator[list[MicroBatch]]]:
+    """The batches from this step on: cut on the device, where the images fit there, or ahead of time by the processor."""
+    photographs = feeder.sampler.photographs
+    if feeder.config.feed == "auto" and device.type == "cuda" and ResidentFeeder.fits(photographs, device):
+        resident = ResidentFeeder(feeder, device)
+        log.info("crops are cut on the device: %s", resident.summary())
+        yield map(resident, itertools.count(step))
+        return
+    with contextlib.ExitStack() as stack:
+        workers = 1
+        if device.type != "cpu":  # the processor has nothing else to do than to prepare batches
+            workers = max(1, min(8, cores() - 1))
+            stack.enter_context(beside(photographs.preload))
+        yield stack.enter_context(Prefetcher(feeder, step, workers + 3, workers))
 
 
 def _check_finite(what: str, value: float, step: int, leader: Leader | None) -> None:

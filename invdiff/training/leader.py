@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from invdiff.training.config import TrainingConfig
 from invdiff.training.network import build_scheduler
 from invdiff.training.optimizers import Budget
 from invdiff.training.provenance import Provenance
+from invdiff.training.utilisation import Utilisation
 from invdiff.training.validation import denoising_psnr, validate
 from invdiff.training.watch import Watch
 
@@ -46,11 +48,13 @@ class Leader:
         images: Sequence[torch.Tensor],
         statistics: GaussianImages | None,
         precision: torch.dtype,
+        utilisation: Utilisation,
         report: Report | None,
     ) -> None:
         self.config, self.state, self.out = config, state, out
         self.budget, self.watch, self.provenance, self.report = budget, watch, provenance, report
         self.images, self.statistics, self.precision = images, statistics, precision
+        self.utilisation = utilisation
         self.schedule = Schedule.named(config.schedule, config.schedule_steps)
         self.first = self.validated = state.step
         """Steps at which this session began, and at which it validated last."""
@@ -67,13 +71,15 @@ class Leader:
         """Whether the timer asks for a checkpoint."""
         return self.budget.elapsed() - self._saved_at > 60 * self.config.save_minutes
 
-    def stepped(self, loss: float, lr: float, images: int, **errors: Any) -> None:
-        """After a step: its loss and its crops over all processes; t and errors of this process' crops."""
-        step = self.state.step
+    def stepped(self, step: int, loss: float, lr: float, images: int, **errors: Any) -> None:
+        """After step number `step`, counted from 1: its loss and its crops over all processes; pixels, t and errors of
+        this process' crops."""
         self.watch.step(step, loss=loss, lr=lr, images=images, seconds=self.budget.elapsed(), **errors)
         speed = self.watch.speed
         self._facts = {"step": step, "loss": self.state.loss, "lr": lr, "progress": self.progress()}
         self._facts |= {"images_per_second": speed.images_per_second, "remaining": speed.remaining}
+        if math.isfinite(speed.pixels_per_second):
+            self._facts["rate"] = self.utilisation.describe(speed.pixels_per_second)
         if self.report:
             self.report(self._facts)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from invdiff.device import memory_format
 from invdiff.errors import InvdiffError
+from invdiff.priors.fused_block import fuse
 from invdiff.priors.tensor_files import first_line
 from invdiff.schedule import Schedule
 from invdiff.training.checkpoint import TrainingState
@@ -26,9 +29,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Crops (n, C, h, w) as `CropSampler.batch` gives them, with their timesteps and their noise."""
+    """Crops (n, C, h, w) as `CropSampler.batch` gives them, or on the device as float32 in [-1, 1], with their timesteps
+    and their noise."""
 
-    crops: np.ndarray
+    crops: np.ndarray | torch.Tensor
     draws: Draws
 
 
@@ -59,14 +63,24 @@ class Feeder:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one step, in this process: the mean loss, the norm of the gradient before clipping (of all processes), the
-    learning rate, and timestep and squared noise error of each crop."""
+    """Of one step, in this process: its number, counted from 0, the learning rate, the timestep of each crop, and what
+    `read` gives, which a GPU may still be working on."""
 
-    loss: float
-    norm: float
+    step: int
     lr: float
+    pixels: int
+    """Of this process' crops together."""
     t: np.ndarray
-    errors: np.ndarray
+    numbers: torch.Tensor
+    written: torch.cuda.Event | None = None
+
+    def read(self) -> tuple[float, float, np.ndarray]:
+        """(mean loss, norm of the gradient before clipping of all processes, squared noise error of each crop). Waits until
+        the step is made, and not for later ones."""
+        if self.written is not None:
+            self.written.synchronize()
+        loss, norm, *errors = self.numbers.tolist()
+        return loss, norm, np.array(errors)
 
 
 class Learner:
@@ -77,6 +91,8 @@ class Learner:
     ) -> None:
         self.config, self.state, self.objective, self.processes = config, state, objective, processes
         self.accelerator = processes.accelerator
+        if processes.device.type == "cuda" and not config.compile:  # the compiler fuses by itself
+            fuse(state.network)
         self.plain = self.accelerator.prepare_model(state.network, device_placement=False)
         self.run = compiled(self.plain, config) if config.compile else self.plain
         self.optimizer = self.accelerator.prepare_optimizer(state.optimizer, device_placement=False)
@@ -104,12 +120,18 @@ class Learner:
             norm = self.accelerator.clip_grad_norm_(state.network.parameters(), self.config.clip)
             self.optimizer.step()
             self.optimizer.zero_grad()
+            step = state.step
             state.advance()
             if self.accelerator.scaler is not None:
                 state.scaler = self.accelerator.scaler.state_dict()
-            numbers = torch.cat([losses.mean()[None], norm[None].float(), errors]).tolist()
-        t = np.concatenate([batch.draws.t for batch in batches])
-        return Outcome(numbers[0], numbers[1], lr, t, np.array(numbers[2:]))
+            numbers = torch.cat([losses.mean()[None], norm[None].float(), errors])
+        t, written = np.concatenate([batch.draws.t for batch in batches]), None
+        if numbers.is_cuda:
+            numbers = torch.empty(numbers.shape, pin_memory=True).copy_(numbers, non_blocking=True)
+            written = torch.cuda.Event()
+            written.record()
+        pixels = sum(math.prod(batch.crops[:, 0].shape) for batch in batches)
+        return Outcome(step, lr, pixels, t, numbers, written)
 
     def _gradients(self, batches: Sequence[MicroBatch]) -> tuple[torch.Tensor, torch.Tensor]:
         """(losses, errors), one for each crop; the gradients of their mean are left in the parameters."""
@@ -136,8 +158,9 @@ class Learner:
 
     def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
         device, objective = self.processes.device, self.objective
-        clean = to_network(batch.crops, device)
-        noise = torch.from_numpy(batch.draws.noise).to(device)
+        clean = batch.crops if isinstance(batch.crops, torch.Tensor) else to_network(batch.crops, device)
+        clean = clean.contiguous(memory_format=memory_format(device)) if device.type == "cuda" else clean
+        noise = torch.as_tensor(batch.draws.noise, device=device)
         t = torch.from_numpy(batch.draws.t).to(device)
         output = self.run(objective.noisy(clean, noise, t), t).sample
         losses = objective.losses(output, clean, noise, t)

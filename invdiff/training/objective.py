@@ -24,10 +24,10 @@ __all__ = ["PREDICTIONS", "WEIGHTINGS", "Draws", "Objective", "draw", "level_pro
 
 
 class Draws(NamedTuple):
-    """t (n,) int64, noise (n, C, h, w) float32 standard normal."""
+    """t (n,) int64, noise (n, C, h, w) float32 standard normal, a tensor where it was drawn on the device."""
 
     t: np.ndarray
-    noise: np.ndarray
+    noise: np.ndarray | torch.Tensor
 
 
 def levels(position: np.ndarray, steps: int, low_noise: float) -> np.ndarray:
@@ -62,15 +62,21 @@ def draw(
     https://arxiv.org/abs/2107.00630, appendix I.1).
     Raises UsageError for an index outside the batch.
     """
+    t = timesteps(seed, step, indices, total, len(schedule), low_noise)
+    noise = np.empty((len(t), *shape), dtype=np.float32)
+    for row, index in zip(noise, indices, strict=True):
+        np.random.default_rng([seed, 2, step, index]).standard_normal(dtype=np.float32, out=row)
+    return Draws(t, noise)
+
+
+def timesteps(seed: int, step: int, indices: Sequence[int], total: int, count: int, low_noise: float) -> np.ndarray:
+    """The t of `draw`, among `count` timesteps. Raises UsageError for an index outside the batch."""
     chosen = np.asarray(indices, dtype=np.int64)
     if ((chosen < 0) | (chosen >= total)).any():
         raise UsageError(f"a batch of {total} crops has no crop {chosen.min() if chosen.min() < 0 else chosen.max()}")
     rng = np.random.default_rng([seed, 3, step])
     position = (rng.random() + rng.permutation(total)[chosen] / total) % 1.0
-    noise = np.empty((len(chosen), *shape), dtype=np.float32)
-    for row, index in zip(noise, chosen.tolist(), strict=True):
-        np.random.default_rng([seed, 2, step, index]).standard_normal(dtype=np.float32, out=row)
-    return Draws(levels(position, len(schedule), low_noise), noise)
+    return levels(position, count, low_noise)
 
 
 class LevelUncertainty(torch.nn.Module):

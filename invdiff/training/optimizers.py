@@ -11,6 +11,7 @@ import torch
 
 from invdiff.errors import UsageError
 from invdiff.training.config import TrainingConfig
+from invdiff.training.muon import BatchedStep
 
 BETAS = (0.9, 0.99)
 # The first and the last layer stay with AdamW: what they map from or to are pixels, not features.
@@ -72,6 +73,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.adamw = adamw(others, config)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
         self._share_groups()
+        self._together = BatchedStep(self.muon)
 
     def _share_groups(self) -> None:
         """The groups of this optimiser are those of its two parts: what sets the one sets the other."""
@@ -91,7 +93,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self.adamw.zero_grad(set_to_none)
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        self.muon.step()
+        if self.views and self.views[0].is_cuda:
+            self._together()
+        else:
+            self.muon.step()
         self.adamw.step()
 
     def state_dict(self) -> dict[str, Any]:

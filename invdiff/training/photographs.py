@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from invdiff.background import cores
 from invdiff.errors import ImageError
 from invdiff.training.cache import Cache
 from invdiff.training.decoding import ChannelMismatch, Range, decode, load, load_stored
 from invdiff.training.entry import Entry
-from invdiff.training.room import cores
 
 __all__ = ["Photographs", "decode", "load"]
 

@@ -86,18 +86,27 @@ class Watch:
             self._attempt("log for TensorBoard", self._open_events)
 
     def step(
-        self, step: int, *, loss: float, lr: float, images: int, seconds: float, t: np.ndarray, errors: np.ndarray
+        self,
+        step: int,
+        *,
+        loss: float,
+        lr: float,
+        images: int,
+        seconds: float,
+        t: np.ndarray,
+        errors: np.ndarray,
+        pixels: int = 0,
     ) -> None:
         """After every optimiser step (10 to 20 microseconds).
 
         step: its number, from 1; loss: its (weighted) loss, over all processes; lr: its learning rate; images: crops in
-        its batch, over all processes; seconds: of training so far, those before a resume included; t (n,) and errors
-        (n,): timesteps and unweighted mean squared noise errors (Objective.epsilon_errors) of this process' crops.
+        its batch, over all processes; seconds: of training so far, those before a resume included; pixels: of this
+        process' crops together; t (n,) and errors (n,): timesteps and unweighted mean squared noise errors (Objective.epsilon_errors) of this process' crops.
         """
         self._step, self._seconds, self._lr = step, seconds, lr
         self.levels.add(t, errors)
         self.history.add(step, loss, lr)
-        self.speed.add(step, images, seconds)
+        self.speed.add(step, images, seconds, pixels)
         self._window = [self._window[0] + 1, self._window[1] + loss]
         if step % WINDOW == 0:
             mean, self._window = self._window[1] / self._window[0], [0.0, 0.0]
