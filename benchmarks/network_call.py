@@ -177,8 +177,8 @@ def main() -> None:
     work, rate = counter.get_total_flops() / 1e9, 2 * side**3 / statistics.median(product) / 1e9
     lines += [
         "",
-        f"A call is {work:.1f} GFLOP; a {half} matrix product of {side} x {side} runs at {rate:.0f} GFLOP/s here, at which the "
-        f"call would take {work / rate:.3f} s.",
+        f"A call is {work:.1f} GFLOP; a {half} matrix product of {side} x {side} runs at {rate:.0f} GFLOP/s here, at "
+        f"which the call would take {work / rate:.3f} s.",
         "",
         f"{arguments.size} x {arguments.size}, batch {arguments.batch}, {device.type} ({torch.get_num_threads()} threads), "
         f"torch {torch.__version__}, medians of {arguments.repeats}. Largest PSNR difference over {len(pictures)} "

@@ -54,6 +54,7 @@ BAD_SETTINGS = {
     "muon_lr": (0, math.inf),
     "warmup": (-1,),
     "decay": ("exponential", 0.5),
+    "feed": ["device", 1],
     "cooldown": (-0.1, 1.1),
     "weight_decay": (-1, math.nan),
     "clip": (0, math.nan),

@@ -20,19 +20,27 @@ from invdiff.priors import fused_norm
 from invdiff.priors.fused_norm import HALF, MAX_CHANNELS, add_bias, available, group_norm_silu
 
 
+MOST = 2**31
+"""Numbers that torch's kernels for channels last can count."""
+
+
 def fuse(network: torch.nn.Module) -> int:
     """Give every block of a network that it suits the fused forward pass; returns how many. Weights and names stay."""
     from diffusers.models.resnet import ResnetBlock2D
+    from diffusers.models.upsampling import Upsample2D
 
     suitable = [module for module in network.modules() if type(module) is ResnetBlock2D and _suits(module)]
     for module in suitable:
         module.__class__ = _block_class()
+    for module in network.modules():
+        if type(module) is Upsample2D and module.norm is None and module.interpolate and not module.use_conv_transpose:
+            module.__class__ = _upsample_class()
     return len(suitable)
 
 
 def __getattr__(name: str) -> Any:  # made when asked for, where a pickled block looks for it too
-    if name == "FusedResnetBlock":
-        return _block_class()
+    if name in (makers := {"FusedResnetBlock": _block_class, "ChannelsLastUpsample": _upsample_class}):
+        return makers[name]()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -49,6 +57,28 @@ def _block_class() -> type[torch.nn.Module]:
 
     FusedResnetBlock.__qualname__ = "FusedResnetBlock"
     return FusedResnetBlock
+
+
+@functools.cache
+def _upsample_class() -> type[torch.nn.Module]:
+    from diffusers.models.upsampling import Upsample2D
+
+    class ChannelsLastUpsample(Upsample2D):
+        """Twice as many pixels a side, and the convolution, without leaving channels last as diffusers does for large
+        batches."""
+
+        def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+            x = hidden_states
+            last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+            if output_size is not None or not last or 4 * x.numel() >= MOST or torch.compiler.is_compiling():
+                return super().forward(hidden_states, output_size, *args, **kwargs)
+            x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
+            if not self.use_conv:
+                return x
+            return self.conv(x) if self.name == "conv" else self.Conv2d_0(x)
+
+    ChannelsLastUpsample.__qualname__ = "ChannelsLastUpsample"
+    return ChannelsLastUpsample
 
 
 def _suits(block: Any) -> bool:

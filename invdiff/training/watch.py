@@ -101,7 +101,8 @@ class Watch:
 
         step: its number, from 1; loss: its (weighted) loss, over all processes; lr: its learning rate; images: crops in
         its batch, over all processes; seconds: of training so far, those before a resume included; pixels: of this
-        process' crops together; t (n,) and errors (n,): timesteps and unweighted mean squared noise errors (Objective.epsilon_errors) of this process' crops.
+        process' crops together; t (n,) and errors (n,): timesteps and unweighted mean squared noise errors
+        (Objective.epsilon_errors) of this process' crops.
         """
         self._step, self._seconds, self._lr = step, seconds, lr
         self.levels.add(t, errors)
