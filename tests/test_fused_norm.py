@@ -67,6 +67,7 @@ def wrong(
 
 
 @plain
+@pytest.mark.slow
 def test_in_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -81,7 +82,7 @@ def test_in_the_interpreter() -> None:
 @pytest.mark.parametrize("shift", ["none", "image", "channel"])
 @pytest.mark.parametrize(("channels", "groups"), [(8, 8), (8, 1), (56, 8), (56, 7), (64, 8), (120, 8), (224, 8)])
 def test_as_torch_in_float64(channels: int, groups: int, shift: str) -> None:
-    for count in (1, 3) if channels < 100 else (2,):
+    for count in (1, 3) if channels == 56 else (2,):
         given = tensors((count, channels, 5, 7), shift)
         assert not wrong(with_gradients(group_norm_silu, *given, groups), expected(*given, groups), 1e-5)
 
@@ -228,9 +229,10 @@ def unet(**changes: Any) -> Any:
     with torch.random.fork_rng():
         network = UNet2DModel(**{**settings, **blocks, **changes}).eval()
     draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # biases and weights away from 0 and 1, so that none can be left out
+    with torch.no_grad():  # no bias is 0, no weight 1: none can be left out
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 16
+            parameter.copy_(torch.randn(parameter.shape, generator=draw) / fan_in**0.5 + (parameter.ndim == 1))
     return network
 
 
@@ -245,9 +247,8 @@ def ask(network: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 @interpreted
-@pytest.mark.parametrize("training", [False, True])
-def test_a_network_answers_as_before(training: bool, anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = unet().train(training)
+def test_a_network_answers_as_before(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = unet().train()
     x = torch.randn(2, 3, 4, 6, generator=torch.Generator().manual_seed(1))
     want = ask(network, x)
     fused = copy.deepcopy(network)
@@ -271,7 +272,7 @@ def test_a_network_under_autocast(anywhere: None) -> None:
     with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
         got = network(x, 10).sample
     assert got.dtype == torch.bfloat16
-    assert (got - want).square().mean() < 1e-4 * want.square().mean()
+    assert (got - want).square().mean() < 1e-3 * want.square().mean()
 
 
 @interpreted
@@ -380,8 +381,13 @@ def test_a_network_on_a_gpu() -> None:
     true = ask(network, x)
     with torch.autocast("cuda", torch.bfloat16):
         usual = ask(network, x)
-        assert fuse(network) == 8
+    assert fuse(network) == 8
+    with torch.autocast("cuda", torch.bfloat16):
         got = ask(network, x)
     for name in true:
         error, other = ((a[name].double() - true[name]).norm() / true[name].norm() for a in (got, usual))
         assert error < 1.5 * other + 0.01, (name, error, other)
+    with torch.inference_mode():  # weights in half precision, no autocast
+        y = network.bfloat16()(x.bfloat16(), torch.tensor([3, 500], device="cuda")).sample
+    assert y.dtype == torch.bfloat16
+    assert (y.double() - true["y"]).norm() < 0.05 * true["y"].norm()
