@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from invdiff.errors import InputWarning, UsageError, unknown
@@ -112,6 +113,20 @@ def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> 
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype, cache_enabled=keep)
+
+
+@contextlib.contextmanager
+def searching(device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its ways to compute a convolution when it first meets a shape, and keep the quickest: a second or two
+    for a network, whose shapes come again and again."""
+    import torch
+
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def limit_threads() -> None:

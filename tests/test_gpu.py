@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,9 +14,17 @@ from invdiff.evaluation import calibration
 from invdiff.evaluation.protocol import Protocol
 from invdiff.generation import sample
 from invdiff.priors.gaussian import GaussianPrior
+from invdiff.schedule import Schedule
+from invdiff.training.checkpoint import TrainingState
 from invdiff.training.config import TrainingConfig
-from invdiff.training.engine import train
+from invdiff.training.data import CropSampler, to_network
+from invdiff.training.distributed import Processes
+from invdiff.training.engine import build_objective, train
+from invdiff.training.entries import find_entries
+from invdiff.training.learner import Feeder, Learner
 from invdiff.training.network import build_network, build_scheduler
+from invdiff.training.photographs import Photographs
+from invdiff.training.resident import ResidentFeeder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,7 +87,6 @@ def test_closed_form_prior_on_the_gpu() -> None:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import numpy as np
     from PIL import Image
 
     data = tmp_path_factory.mktemp("data")
@@ -92,7 +100,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_learns_as_on_the_cpu(optimizer: str, photos: Path, tmp_path: Path) -> None:
     """Crops, noise and times come from the CPU, so both devices see the same losses up to rounding."""
     settings = {"widths": (16, 32), "groups": 4, "crops": (32,), "pixels": 32 * 32 * 4, "steps": 5, "holdout": 1}
-    config = TrainingConfig(optimizer=optimizer, **settings)
+    config = TrainingConfig(optimizer=optimizer, feed="host", **settings)
     losses: dict[str, list[float]] = {"cpu": [], "cuda": []}
     for device, seen in losses.items():
         take = lambda facts, seen=seen: seen.append(facts["loss"])  # noqa: E731
@@ -108,6 +116,70 @@ def test_training_runs_and_exports(precision: torch.dtype, compiled: bool, photo
     out = train(config, [photos], tmp_path / "out", device="cuda", precision=precision)
     prior = invdiff.load_prior(str(out))
     assert torch.isfinite(prior.denoise(torch.rand(1, 3, 32, 32), 0.2)).all()
+
+
+def learner(photos: Path, graphs: bool) -> tuple[Learner, ResidentFeeder]:
+    config = TrainingConfig(widths=(16, 32), groups=4, crops=(16, 32), pixels=32 * 32 * 8, optimizer="muon")
+    photographs = Photographs(find_entries([photos]), 3, 16)
+    cuda, schedule = torch.device("cuda"), Schedule.named("linear", 1000)
+    assert ResidentFeeder.fits(photographs, cuda)
+    feeder = Feeder(CropSampler(photographs, config), schedule, config)
+    processes = Processes(cuda, torch.bfloat16)
+    objective = build_objective(config, schedule).to(cuda)
+    state = TrainingState.start(build_network(config).to(cuda), objective, config, photos / "out", cuda, resume=False)
+    one = Learner(config, state, objective, processes)
+    if not graphs:
+        one._graphs = None
+    return one, ResidentFeeder(feeder, cuda)
+
+
+def test_steps_from_a_graph_are_those_of_single_kernels(photos: Path) -> None:
+    """Two sizes of crops in turns, with the optimiser's moves between."""
+    losses, weights = {}, {}
+    for graphs in (False, True):
+        one, feeder = learner(photos, graphs)
+        losses[graphs] = [one.step(feeder(step), 1.0).read()[0] for step in range(12)]
+        assert graphs == (one._graphs is not None)
+        if one._graphs is not None:
+            assert len(one._graphs._recordings) == 2 and one._graphs._recording
+        weights[graphs] = torch.cat([p.flatten() for p in one.state.network.parameters()])
+    assert losses[True] == pytest.approx(losses[False], rel=2e-2)
+    assert losses[True][-1] != losses[True][-3]
+    start = torch.cat([p.flatten() for p in learner(photos, False)[0].state.network.parameters()])
+    assert (weights[True] - weights[False]).norm() < 0.1 * (weights[False] - start).norm()
+
+
+def test_crops_on_the_gpu_are_those_of_the_processor(photos: Path) -> None:
+    _, feeder = learner(photos, False)
+    for step in range(4):
+        (batch,), (expected,) = feeder(step), feeder.feeder(step)
+        difference = torch.as_tensor(batch.crops).cpu() - to_network(np.asarray(expected.crops), "cpu")
+        assert (127.5 * difference).abs().max() < 6 and (127.5 * difference).abs().mean() < 0.3
+        (again,) = feeder(step)
+        assert torch.equal(torch.as_tensor(batch.draws.noise), torch.as_tensor(again.draws.noise))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_the_quick_network_answers_as_the_plain_one(precision: str, folder: Path) -> None:
+    """At several sizes and levels in turns, often enough that graphs answer; also with a gradient."""
+    plain, quick, exact = (
+        invdiff.load_prior(str(folder), device="cuda", precision=p, compile=c)
+        for p, c in ((precision, False), (precision, None), ("fp32", False))
+    )
+    x = {side: torch.rand(2, 3, side, side, device="cuda") for side in (32, 48)}
+    for turn in range(7):
+        for image in x.values():
+            sigma = 0.05 * (1 + turn)
+            with torch.no_grad():
+                one, other, true = (prior.denoise(image, sigma) for prior in (plain, quick, exact))
+            assert (other - true).norm() < 1.5 * (one - true).norm() + 1e-3 * true.norm()
+    assert set(quick._quick._graphs) == {(2, 3, 32, 32), (2, 3, 48, 48)}
+    gradients = []
+    for prior in (plain, quick, exact):
+        leaf = x[32].clone().requires_grad_()
+        gradients.append(torch.autograd.grad(prior.denoise(leaf, 0.2).square().sum(), leaf)[0])
+    one, other, true = gradients
+    assert (other - true).norm() < 1.5 * (one - true).norm() + 1e-3 * true.norm()
 
 
 @pytest.mark.parametrize("name", samplers.names())

@@ -19,7 +19,6 @@ from torch.nn import functional
 from invdiff.priors import fused_norm
 from invdiff.priors.fused_norm import HALF, MAX_CHANNELS, add_bias, available, group_norm_silu
 
-
 MOST = 2**31
 """Numbers that torch's kernels for channels last can count."""
 

@@ -34,8 +34,8 @@ MAX_CHANNELS = 1024
 HALF = (torch.bfloat16, torch.float16)
 SUMMED, MAPPED = 2048, 4096
 """Numbers in a tile, of the kernels that sum (two accumulators each) and of those that map; by four warps."""
-PROGRAMS = 512
-"""So many programs at least sum, where there is work for them: about four for each multiprocessor of an H100."""
+PROGRAMS = 2048
+"""So many programs at least sum, where there is work for them: about sixteen for each multiprocessor of an H100."""
 
 tl: Any = None  # triton.language: the kernels look up it and constexpr here, once one is asked for
 

@@ -125,7 +125,8 @@ def run(learner: Learner, feeder: Feeder, leader: Leader | None) -> None:
             progress, due, stopping = processes.total(*clock, float(bool(stop)))
             ends = progress >= 1 or stopping
             if waiting and (ends or due or state.step % config.validate_every == 0):
-                waiting = _settle(waiting, learner, leader)
+                _settle(waiting, learner, leader)
+                waiting = None
             if leader and state.step % config.validate_every == 0:
                 leader.validate()
             if ends:
@@ -136,7 +137,10 @@ def run(learner: Learner, feeder: Feeder, leader: Leader | None) -> None:
             if waiting:
                 _settle(waiting, learner, leader)
             # A GPU computes a step while the next one is being prepared: what came of it is read after that.
-            waiting = outcome if processes.device.type == "cuda" else _settle(outcome, learner, leader)
+            waiting = outcome
+            if processes.device.type != "cuda":
+                _settle(outcome, learner, leader)
+                waiting = None
         if leader and not stopping:
             leader.finished()
 

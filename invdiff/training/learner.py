@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from invdiff.device import memory_format
+from invdiff.device import memory_format, searching
 from invdiff.errors import InvdiffError
 from invdiff.priors.fused_block import fuse
 from invdiff.priors.tensor_files import first_line
@@ -21,6 +21,7 @@ from invdiff.training.checkpoint import TrainingState
 from invdiff.training.config import TrainingConfig
 from invdiff.training.data import CropSampler, to_network
 from invdiff.training.distributed import Processes
+from invdiff.training.graphed import GraphedGradients
 from invdiff.training.objective import Draws, Objective, draw
 from invdiff.training.optimizers import MuonWithAdamW, set_rate
 
@@ -95,6 +96,12 @@ class Learner:
             fuse(state.network)
         self.plain = self.accelerator.prepare_model(state.network, device_placement=False)
         self.run = compiled(self.plain, config) if config.compile else self.plain
+        self._graphs: GraphedGradients | None = None
+        # One micro-batch of one process: the others add up gradients, or send them to each other. No scaler: it changes.
+        alone = processes.count == 1 and config.accumulate == 1 and self.accelerator.scaler is None
+        if processes.device.type == "cuda" and alone and not config.compile:
+            parameters = [*state.network.parameters(), *objective.parameters()]
+            self._graphs = GraphedGradients(self._differentiate, parameters)
         self.optimizer = self.accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
@@ -112,7 +119,7 @@ class Learner:
         state = self.state
         lr = set_rate(state.optimizer, self.config, factor)
         state.network.train()
-        with self._memory_explained(batches):
+        with self._memory_explained(batches), searching(self.processes.device):
             losses, errors = self._gradients(batches)
             self.processes.average(self.objective.parameters())
             if isinstance(state.optimizer, MuonWithAdamW):
@@ -151,21 +158,26 @@ class Learner:
         for number, batch in enumerate(batches, 1):
             last = number == len(batches)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.plain):
-                losses, errors = self._forward(batch)
-                self.accelerator.backward(losses.mean())
-                results.append((losses.detach(), errors))
+                results.append((self._graphs or self._differentiate)(*self._moved(batch)))
         return torch.cat([r[0] for r in results]), torch.cat([r[1] for r in results])
 
-    def _forward(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        device, objective = self.processes.device, self.objective
+    def _moved(self, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Images, noise and timesteps on the device."""
+        device = self.processes.device
         clean = batch.crops if isinstance(batch.crops, torch.Tensor) else to_network(batch.crops, device)
         clean = clean.contiguous(memory_format=memory_format(device)) if device.type == "cuda" else clean
         noise = torch.as_tensor(batch.draws.noise, device=device)
-        t = torch.from_numpy(batch.draws.t).to(device)
+        return clean, noise, torch.from_numpy(batch.draws.t).to(device, non_blocking=True)
+
+    def _differentiate(
+        self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(losses, errors), one for each crop; the gradients of their mean are added to those of the parameters."""
+        objective = self.objective
         output = self.run(objective.noisy(clean, noise, t), t).sample
         losses = objective.losses(output, clean, noise, t)
-        with torch.no_grad():
-            return losses, objective.epsilon_errors(output, clean, noise, t).float()
+        self.accelerator.backward(losses.mean())
+        return losses.detach(), objective.epsilon_errors(output, clean, noise, t).float()
 
     @contextlib.contextmanager
     def _memory_explained(self, batches: Sequence[MicroBatch]) -> Iterator[None]:

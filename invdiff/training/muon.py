@@ -31,7 +31,7 @@ class BatchedStep:
                 self._move(group, parameters)
 
     def _move(self, group: dict[str, Any], parameters: list[torch.Tensor]) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for parameter in parameters:
             state = self.muon.state[parameter]
             if "momentum_buffer" not in state:
