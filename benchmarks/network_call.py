@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from skimage import data
 
-from invdiff.device import choose_device, precisions
+from invdiff.device import choose_device, exact_products, precisions
 from invdiff.evaluation.metrics import psnr
 from invdiff.evaluation.speed import alternate, median_ratio, time_compilation
 from invdiff.images import centre
@@ -41,6 +41,8 @@ class Way:
     mode: Callable[[], torch.inference_mode | torch.no_grad] = torch.inference_mode
     own: bool = False
     """Whether the prior calls the network its own way."""
+    exact: bool = False
+    """Whether float32 is kept from being TF32 (torch's default for convolutions on a GPU)."""
 
     def call(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         prior = self.prior
@@ -48,6 +50,9 @@ class Way:
             with self.mode():
                 return prior.call_network(x, t)
         dtype = next(prior.network.parameters()).dtype
+        if self.exact:
+            with self.mode(), exact_products(x.device, prior.precision):
+                return prior.network(x, t).sample
         half = prior.precision != torch.float32
         with self.mode(), torch.autocast(x.device.type, prior.precision if half else torch.bfloat16, enabled=half):
             return prior.network(x.to(dtype), t).sample
@@ -80,6 +85,7 @@ def ways(name: str, device: torch.device, half: str) -> dict[str, Way]:
         f"{half} throughout, channels last": whole,
     }
     if device.type == "cuda":
+        found["float32 without TF32"] = Way(found["float32 (eager)"].prior, exact=True)
         found[f"{half}, fused kernels, CUDA graphs"] = Way(prior(half, last, None), own=True)
     return found
 

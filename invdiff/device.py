@@ -116,17 +116,18 @@ def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> 
 
 
 @contextlib.contextmanager
-def searching(device: torch.device) -> Iterator[None]:
-    """Let cuDNN try its ways to compute a convolution when it first meets a shape, and keep the quickest: a second or two
-    for a network, whose shapes come again and again."""
+def exact_products(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Where float32 is asked for, float32: torch lets a CUDA device compute convolutions in TF32, of ten bits of precision,
+    unless it is told not to."""
     import torch
 
-    before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    flags, applies = torch.backends.cudnn, device.type == "cuda" and dtype == torch.float32
+    before = flags.allow_tf32
+    flags.allow_tf32 = before and not applies
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = before
+        flags.allow_tf32 = before
 
 
 def limit_threads() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from invdiff.device import autocast, searching
+from invdiff.device import autocast
 from invdiff.priors.fused_block import fuse
 from invdiff.priors.tensor_files import first_line
 
@@ -58,8 +58,7 @@ class CudaNetwork:
         return graph(x, t)
 
     def _eager(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        with searching(self.device):
-            output = self.network(x.contiguous(memory_format=torch.channels_last), t)
+        output = self.network(x.contiguous(memory_format=torch.channels_last), t)
         return getattr(output, "sample", output)
 
     def _capture(self, x: torch.Tensor, t: torch.Tensor) -> Graph | None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from invdiff.device import autocast, check_compiler, memory_format
+from invdiff.device import autocast, check_compiler, exact_products, memory_format
 from invdiff.errors import UsageError
 from invdiff.parameterization import check_prediction, to_clean
 from invdiff.priors.base import Prior, Sigma, per_sample
@@ -133,7 +133,8 @@ class NetworkPrior(Prior):
         """The network alone, in its own variables: x_t (B, C, H, W) on [-1, 1], H and W multiples of `multiple`, t (B,)."""
         plain = not torch.is_grad_enabled()
         weights = next(self.network.parameters()).dtype
-        with torch.inference_mode(plain), autocast(x_t.device, self.precision):
+        arithmetic = exact_products(x_t.device, self.precision)
+        with torch.inference_mode(plain), autocast(x_t.device, self.precision), arithmetic:
             output = self._callable(plain)(x_t.to(weights), t)
         return getattr(output, "sample", output)
 

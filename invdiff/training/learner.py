@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from invdiff.device import memory_format, searching
+from invdiff.device import memory_format
 from invdiff.errors import InvdiffError
 from invdiff.priors.fused_block import fuse
 from invdiff.priors.tensor_files import first_line
@@ -119,7 +119,7 @@ class Learner:
         state = self.state
         lr = set_rate(state.optimizer, self.config, factor)
         state.network.train()
-        with self._memory_explained(batches), searching(self.processes.device):
+        with self._memory_explained(batches):
             losses, errors = self._gradients(batches)
             self.processes.average(self.objective.parameters())
             if isinstance(state.optimizer, MuonWithAdamW):
