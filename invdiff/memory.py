@@ -26,7 +26,7 @@ def free_memory(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     import psutil
 
-    return max(0, min(psutil.virtual_memory().available, *_left_by_limits(), *left_by_cgroup()))
+    return max(0, min([psutil.virtual_memory().available, *_left_by_limits(), *left_by_cgroup()]))
 
 
 def _left_by_limits() -> Iterator[int]:

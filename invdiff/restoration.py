@@ -123,11 +123,9 @@ def restore(
         drawn = runs.draw(FIRST_SAMPLES, progress)
         while len(drawn) < MOST_SAMPLES and float(standard_error(drawn).max()) > tolerance:
             drawn = runs.draw(FIRST_SAMPLES, progress)
-    white = problem.whitened()  # once for all samples
-    residual = torch.stack([white.residual(sample) for sample in drawn])
     return Solution(
         samples=drawn,
-        residual=residual,
+        residual=residuals(problem.whitened(), drawn, prior.device, size),
         nfe=runs.nfe,
         seconds=time.perf_counter() - started,
         seed=seed,
@@ -148,6 +146,19 @@ def check_samples(samples: int | str) -> int | None:
     if isinstance(samples, str) or int(samples) != samples or samples < 1:
         raise UsageError(f'samples must be a whole number of at least 1, or "auto", got {samples!r}')
     return int(samples)
+
+
+def residuals(problem: Problem, samples: torch.Tensor, device: torch.device, size: int) -> torch.Tensor:
+    """`problem.residual` of each of samples (n, B, *image shape): (n, B). Where they lie elsewhere than on the device, it
+    computes them there, `size` images at a time: a processor would take longer for A than a GPU for everything else."""
+    if samples.device == device:
+        return torch.stack([problem.residual(sample) for sample in samples])
+    parts = []
+    for first in range(0, samples.shape[1], size):
+        chunk = samples[:, first : first + size]
+        part = problem.rows(list(range(first, first + chunk.shape[1]))).to(device)
+        parts.append(torch.stack([part.residual(sample.to(device)) for sample in chunk]).to(samples.device))
+    return joined(parts, 1)
 
 
 def joined(parts: Sequence[torch.Tensor], dimension: int = 0) -> torch.Tensor:

@@ -12,7 +12,8 @@ import torch
 import invdiff
 from invdiff.errors import UsageError
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.restoration import FIRST_SAMPLES, MOST_SAMPLES
+from invdiff.problem import Problem
+from invdiff.restoration import FIRST_SAMPLES, MOST_SAMPLES, residuals
 from invdiff.solution import Solution
 
 
@@ -96,3 +97,14 @@ def test_impossible_sample_counts_are_refused(samples: object) -> None:
 def test_an_impossible_tolerance_is_refused() -> None:
     with pytest.raises(UsageError, match="tolerance must be more than 0"):
         automatic(0.0)
+
+
+def test_residuals_are_computed_on_the_device_in_parts() -> None:
+    """ "cpu:0" is to torch another device than "cpu"."""
+    problem = Problem.from_clean(
+        torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(0)), "inpaint:keep=0.5", 0.1
+    )
+    samples = torch.rand(2, 5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    here = residuals(problem, samples, torch.device("cpu"), 2)
+    assert here.shape == (2, 5)
+    torch.testing.assert_close(residuals(problem, samples, torch.device("cpu:0"), 2), here)

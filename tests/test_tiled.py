@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from click.testing import CliRunner
@@ -321,6 +322,12 @@ def test_auto_takes_what_fits(monkeypatch):
     monkeypatch.setattr(module, "free_memory", lambda device: 10**4)
     with pytest.raises(InvdiffError, match="ulimit -v"):
         tiled(prior)._side(torch.empty(1, 3, 128, 128, device="meta"))
+
+
+def test_a_machine_without_any_limit_has_what_the_system_has(monkeypatch):
+    monkeypatch.setattr("invdiff.memory._left_by_limits", lambda: iter(()))
+    monkeypatch.setattr("invdiff.memory.left_by_cgroup", lambda: iter(()))
+    assert free_memory(torch.device("cpu")) == pytest.approx(psutil.virtual_memory().available, rel=0.1)
 
 
 def test_free_memory_is_the_least_of_system_container_and_limit(tmp_path, monkeypatch):
