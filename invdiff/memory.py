@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,23 +11,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-CGROUPS = Path("/sys/fs/cgroup")
+PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still use on a device.
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that this process can still use on a device (None: the CPU), without swapping.
 
     On a CPU the least of what the system has left, what the container's limit leaves (cgroups) and what `ulimit -v`
     leaves: a process that goes beyond the first two is killed, not told.
     """
-    if device.type == "cuda":
+    if device is not None and device.type == "cuda":
         import torch
 
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     import psutil
 
-    return max(0, min([psutil.virtual_memory().available, *_left_by_limits(), *left_by_cgroup()]))
+    return max(0, min([psutil.virtual_memory().available, *_left_by_limits(), *left_by_cgroups()]))
 
 
 def _left_by_limits() -> Iterator[int]:
@@ -41,20 +42,37 @@ def _left_by_limits() -> Iterator[int]:
         yield limit - psutil.Process().memory_info().vms
 
 
-def left_by_cgroup(root: Path = CGROUPS) -> Iterator[int]:
-    """What a container's memory limit leaves, cgroups 2 and 1; nothing where there is none.
+def left_by_cgroups(proc: Path = PROC, cgroups: Path = CGROUPS) -> list[int]:
+    """Bytes left below each memory limit of this process's control groups, version 1 or 2; none where there is none."""
+    rooms: list[int] = []
+    with contextlib.suppress(OSError):
+        for line in (proc / "self" / "cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":
+                root, limit, used, cached = cgroups, "memory.max", "memory.current", "inactive_file"
+            elif "memory" in controllers.split(","):
+                root, limit, used = cgroups / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+                cached = "total_inactive_file"
+            else:
+                continue
+            # Inside a container the path may be the host's: the root of the mount is then the group itself.
+            below = root / path.strip("/")
+            for folder in (below, *below.parents):
+                rooms += _room(folder / limit, folder / used, folder / "memory.stat", cached)
+                if folder == root:
+                    break
+    return rooms
 
-    File cache counts as used there, but gives way: it is added back."""
-    for folder, most, used, cache in (
-        (root, "memory.max", "memory.current", "inactive_file"),
-        (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        try:
-            limit, current = (int((folder / name).read_text()) for name in (most, used))
-            table = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):  # no such file; "max", which is no limit
-            continue
-        yield limit - current + int(table.get(cache, 0))
+
+def _room(limit: Path, used: Path, stat: Path, cached: str) -> list[int]:
+    """[bytes below the limit], counting file contents that the system keeps but can drop as free; [] without a limit."""
+    try:
+        most = int(limit.read_text())
+        taken = int(used.read_text())
+        lines = dict(line.split() for line in stat.read_text().splitlines())
+    except (OSError, ValueError):  # not there, or "max"
+        return []
+    return [max(0, most - taken + int(lines.get(cached, 0)))]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

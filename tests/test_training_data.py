@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from invdiff.errors import ImageError, InvdiffError, UsageError
+from invdiff.memory import left_by_cgroups
 from invdiff.training.cache import Cache
 from invdiff.training.config import TrainingConfig
 from invdiff.training.crops import reduce, uniforms
@@ -28,7 +29,6 @@ from invdiff.training.data import CropSampler, Usable, check_weights, split, spl
 from invdiff.training.decoding import decode, load, to_unit
 from invdiff.training.entries import Entry, find_entries
 from invdiff.training.photographs import Photographs
-from invdiff.training.room import free_memory
 
 TINY = {"widths": (8, 16), "groups": 4, "crops": (16,), "pixels": 512, "holdout": 1, "warmup": 0, "steps": 6}
 
@@ -632,24 +632,23 @@ def test_memory_is_what_the_container_leaves(tmp_path):
     inner = groups / "jobs" / "one"
     inner.mkdir(parents=True)
     (proc / "self").mkdir(parents=True)
-    before = free_memory(proc, groups)  # no such files: what the machine has
-    assert before > 2**20
+    assert left_by_cgroups(proc, groups) == []  # no such files: what the machine has
     (proc / "self" / "cgroup").write_text("0::/jobs/one\n")
     (inner / "memory.max").write_text("max\n")
     (inner / "memory.current").write_text("700\n")
     (inner / "memory.stat").write_text("anon 1\ninactive_file 50\n")
-    assert free_memory(proc, groups) > 2**20
+    assert left_by_cgroups(proc, groups) == []
     (inner.parent / "memory.max").write_text("1000000\n")
     (inner.parent / "memory.current").write_text("900000\n")
     (inner.parent / "memory.stat").write_text("anon 1\ninactive_file 50000\n")
-    assert free_memory(proc, groups) == 150_000
+    assert left_by_cgroups(proc, groups) == [150_000]
     old = groups / "memory"
     old.mkdir()
     (proc / "self" / "cgroup").write_text("3:cpu,memory:/docker/abc\n1:name=systemd:/x\n")
     (old / "memory.limit_in_bytes").write_text("5000")
     (old / "memory.usage_in_bytes").write_text("4000")
     (old / "memory.stat").write_text("total_inactive_file 500")
-    assert free_memory(proc, groups) == 1500
+    assert left_by_cgroups(proc, groups) == [1500]
 
 
 def test_processes_on_one_machine_share_its_room(monkeypatch, tmp_path):

@@ -12,7 +12,8 @@ from typing import IO
 import numpy as np
 
 from invdiff.background import local_processes
-from invdiff.training.room import free_disk, free_memory
+from invdiff.memory import free_memory
+from invdiff.training.room import free_disk
 
 log = logging.getLogger(__name__)
 
