@@ -55,7 +55,8 @@ class PiGDM(Solver):
         def guided(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
             r2 = sigma**2 * nu / (sigma**2 + nu)
             clean, pull_back = denoise_with_vjp(prior, x, sigma)
-            g = pull_back(A.A_adjoint(A.solve_data(y - A.A(clean), r2, problem.sigma_y**2)))
+            # A^T (r^2 A A^T + sigma_y^2 I)^-1 (y - A x) is how far the proximal point lies from x, over r^2.
+            g = pull_back((A.prox_l2(clean, y, r2 / problem.sigma_y**2) - clean) / r2)
             return Estimate(clean, clean, shift=self.weight * r2 / root_abar(next_sigma) * g, score=self.weight * g)
 
         return guided
