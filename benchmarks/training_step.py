@@ -51,8 +51,8 @@ def build(config: TrainingConfig, device: torch.device, *, graphs: bool, fused: 
     return one
 
 
-def run(one: Learner, feed: Feed, seconds: float, sizes: int) -> tuple[float, float, int]:
-    """(seconds of the warm-up, pixels a second, steps)."""
+def run(one: Learner, feed: Feed, seconds: float, sizes: int) -> tuple[float, float, float]:
+    """(seconds of the warm-up, pixels a second, seconds a step)."""
     begun = time.perf_counter()
     for step in range(4 * sizes):
         outcome = one.step(feed(step), 0.1)
@@ -64,7 +64,8 @@ def run(one: Learner, feed: Feed, seconds: float, sizes: int) -> tuple[float, fl
         waiting.read()
         waiting, pixels, steps = outcome, pixels + outcome.pixels, steps + 1
     waiting.read()
-    return warm, pixels / (time.perf_counter() - started), steps
+    taken = time.perf_counter() - started
+    return warm, pixels / taken, taken / steps
 
 
 def profile(one: Learner, feed: Feed, device: torch.device, steps: int) -> list[str]:
@@ -145,8 +146,7 @@ def main() -> None:
     kernels: list[str] = []
     for label, chosen, options in ways:
         one, batches = build(chosen, device, **options), feeder(chosen)
-        warm, rate, steps = run(one, batches, arguments.seconds, len(set(chosen.crops)))
-        spent = arguments.seconds / steps if steps > 2 else float("nan")
+        warm, rate, spent = run(one, batches, arguments.seconds, len(set(chosen.crops)))
         lines.append(f"| {label} | {1000 * spent:.1f} | {rate / 1e6:.2f} | {utilisation.describe(rate)} |")
         print(lines[-1], f"warm-up {warm:.1f} s", flush=True)
         if not kernels:

@@ -267,6 +267,12 @@ compile_option = click.option(
     "pays. --no-compile: also without the fused kernels and CUDA graphs that a GPU takes by default.",
 )
 
+
+def compile_words(compile: bool | None) -> list[str]:
+    """The option as it was given, for a command that repeats a run."""
+    return [] if compile is None else ["--compile" if compile else "--no-compile"]
+
+
 format_option = click.option(
     "--format",
     "extension",

@@ -155,7 +155,7 @@ def restore(
     reference: str | None,
     device: str,
     precision: str,
-    compile: bool,
+    compile: bool | None,
     batch_size: int | None,
     tile: int | str,
     bits: str | None,

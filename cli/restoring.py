@@ -18,7 +18,7 @@ from invdiff.background import Behind, ahead
 from invdiff.device import PRECISION_NAMES
 from invdiff.evaluation.comparison import Comparison, compare, fit_reference
 
-from . import errors, files
+from . import errors, files, options
 from .files import Job
 from .grey import repeat_grey
 from .grouping import batches
@@ -103,7 +103,7 @@ class Settings:
             "--tile",
             str(tile),
         ]
-        words += ["--compile"] if self.prior.describe().get("compiled") else []
+        words += options.compile_words(self.prior.describe().get("compiled"))
         words += ["--bits", str(self.bits)] if self.bits else []
         words += ["--reference", str(self.references[job.source])] if job.source in self.references else []
         return shlex.join(words)

@@ -62,7 +62,7 @@ def sample(
     seed: int,
     device: str,
     precision: str,
-    compile: bool,
+    compile: bool | None,
     batch_size: int | None,
     overwrite: bool,
     quiet: bool,
@@ -100,7 +100,7 @@ def sample(
         )
     words = ["invdiff", "sample", "--prior", prior, "-o", str(target), "--count", str(count)]
     words += ["--size", f"{size[0]}x{size[1]}", "--sampler", method.spec, "--seed", str(seed)]
-    words += ["--device", device, "--precision", precision, *(["--compile"] if compile else [])]
+    words += ["--device", device, "--precision", precision, *options.compile_words(compile)]
     output: dict[str, object] = {"path": str(target)}
     with all_or_nothing():
         singles = [job.companion(suffix) for suffix in suffixes] or [target]

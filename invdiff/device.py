@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from invdiff.errors import InputWarning, UsageError, unknown
@@ -91,7 +90,7 @@ def memory_format(device: torch.device) -> torch.memory_format:
     """The layout of weights in which networks are fastest, where that was measured (benchmarks/network_call.py)."""
     import torch
 
-    return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
+    return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 def check_compiler() -> None:
@@ -115,19 +114,13 @@ def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> 
     return torch.autocast(device.type, dtype, cache_enabled=keep)
 
 
-@contextlib.contextmanager
-def exact_products(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Where float32 is asked for, float32: torch lets a CUDA device compute convolutions in TF32, of ten bits of precision,
-    unless it is told not to."""
+def keep_single_precision(device: torch.device, dtype: torch.dtype) -> None:
+    """Where float32 is asked for on a CUDA device, turn TF32 off for the whole process: torch lets convolutions compute in
+    TF32, of ten bits of precision, unless it is told not to, forward and backward."""
     import torch
 
-    flags, applies = torch.backends.cudnn, device.type == "cuda" and dtype == torch.float32
-    before = flags.allow_tf32
-    flags.allow_tf32 = before and not applies
-    try:
-        yield
-    finally:
-        flags.allow_tf32 = before
+    if device.type == "cuda" and dtype == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def limit_threads() -> None:

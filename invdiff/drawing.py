@@ -15,6 +15,9 @@ import torch
 
 from invdiff.background import cores
 
+LARGEST = 2**26
+"""Numbers up to which the next ones are drawn ahead: they take memory that the system does not get back."""
+
 Make = Callable[..., torch.Tensor]
 Wanted = tuple[Make, tuple[int, ...]]
 
@@ -37,7 +40,7 @@ class Ahead:
             rows, futures = self._start(wanted)
             _wait(futures)
         result = rows.to(self._device, non_blocking=self._pinned)
-        if wanted == self._last:  # twice in a row: most likely asked for again
+        if wanted == self._last and rows.numel() <= LARGEST:  # twice in a row: most likely asked for again
             states = [g.get_state() for g in self._generators]
             self._next = (wanted, states, *self._start(wanted))
         self._last = wanted
@@ -65,7 +68,8 @@ class Ahead:
 
     def _start(self, wanted: Wanted) -> tuple[torch.Tensor, list[Future[torch.Tensor]]]:
         make, shape = wanted
-        rows = torch.empty((len(self._generators), *shape), dtype=self._dtype, pin_memory=self._pinned)
+        with torch.inference_mode(False):  # the threads that write to them know nothing of the caller's mode
+            rows = torch.empty((len(self._generators), *shape), dtype=self._dtype, pin_memory=self._pinned)
         pool = _threads()
         return rows, [pool.submit(make, shape, generator=g, out=r) for g, r in zip(self._generators, rows, strict=True)]
 

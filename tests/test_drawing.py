@@ -36,6 +36,14 @@ def test_numbers_are_those_of_drawing_on_demand(plan: list, dtype: torch.dtype) 
         assert torch.equal(one.get_state(), other.get_state())
 
 
+def test_numbers_for_a_caller_in_inference_mode() -> None:
+    with torch.inference_mode():
+        draws = Ahead([generator(0, 0, 0)], torch.float32, CPU, pinned=False)
+        found = [draws(torch.randn, (6,)) for _ in range(3)]
+    source = generator(0, 0, 0)
+    assert torch.equal(torch.cat(found), torch.stack([torch.randn(6, generator=source) for _ in range(3)]))
+
+
 def test_the_next_rows_are_drawn_before_they_are_asked_for() -> None:
     source, drawn, third = generator(0, 0, 0), [0], threading.Event()
 

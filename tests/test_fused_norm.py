@@ -142,7 +142,7 @@ def test_many_tiles_and_many_programs(small: dict[str, int], monkeypatch: pytest
 )
 def test_each_term_matters(kernel: str, place: Any, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The twin of the laws: without a term, just what it enters is wrong."""
-    kernels = fused_norm._kernels()
+    kernels = fused_norm.kernels()
     real = getattr(kernels, kernel)
 
     class Broken:

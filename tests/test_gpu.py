@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from invdiff.evaluation import calibration
 from invdiff.evaluation.protocol import Protocol
 from invdiff.generation import sample
 from invdiff.priors.gaussian import GaussianPrior
+from invdiff.priors.network import NetworkPrior
+from invdiff.priors.tiled import tiled
 from invdiff.schedule import Schedule
 from invdiff.training.checkpoint import TrainingState
 from invdiff.training.config import TrainingConfig
@@ -180,6 +184,67 @@ def test_the_quick_network_answers_as_the_plain_one(precision: str, folder: Path
         gradients.append(torch.autograd.grad(prior.denoise(leaf, 0.2).square().sum(), leaf)[0])
     one, other, true = gradients
     assert (other - true).norm() < 1.5 * (one - true).norm() + 1e-3 * true.norm()
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_tiles_on_the_gpu(precision: str, folder: Path) -> None:
+    """Their shared statistics replace norms inside the network, which the fused kernels and the graphs know nothing of."""
+    small = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)).cuda()
+    x = torch.rand(1, 3, 192, 160, generator=torch.Generator().manual_seed(1)).cuda()
+    gpu, cpu = (
+        invdiff.load_prior(str(folder), device=d, precision=p) for d, p in (("cuda", precision), ("cpu", "fp32"))
+    )
+    for _ in range(6):
+        before = gpu.denoise(small, 0.2)
+    on = {}
+    for prior, given in ((gpu, x), (cpu, x.cpu())):
+        leaf = given.clone().requires_grad_()
+        answer = tiled(prior, 128).denoise(leaf, 0.2)
+        on[prior.device.type] = (answer.detach().cpu(), torch.autograd.grad(answer.square().sum(), leaf)[0].cpu())
+    for found, expected in zip(on["cuda"], on["cpu"], strict=True):
+        assert (found - expected).norm() < (2e-2 if precision == "bf16" else 1e-4) * expected.norm()
+    assert torch.equal(gpu.denoise(small, 0.2), before)
+
+
+def test_a_network_that_looks_at_its_numbers_runs_without_a_graph() -> None:
+    class Looks(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.conv(x) * (1 + t.max().item())
+
+    stream = torch.cuda.current_stream()
+    prior = NetworkPrior(Looks(), Schedule.named("linear", 1000), channels=3, precision=torch.bfloat16).to("cuda")
+    x = torch.rand(1, 3, 16, 16, device="cuda")
+    answers = [prior.denoise(x, 0.1) for _ in range(8)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers) and torch.cuda.current_stream() == stream
+    assert not prior._quick._capturing and not prior._quick._graphs
+    torch.empty(2**20, device="cuda")
+
+
+def test_a_used_prior_is_copied_and_shared_by_threads(folder: Path) -> None:
+    prior = invdiff.load_prior(str(folder), device="cuda", precision="bf16")
+    x = torch.rand(8, 1, 3, 32, 32, device="cuda")
+    alone = [prior.denoise(image, 0.1) for image in x]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: prior.denoise(image, 0.1), [*x] * 4))
+    for k, answer in enumerate(together):
+        torch.testing.assert_close(answer, alone[k % 8], rtol=0, atol=1e-2)
+    torch.testing.assert_close(copy.deepcopy(prior).denoise(x[0], 0.1), alone[0], rtol=0, atol=1e-2)
+
+
+def test_float32_is_no_tf32(folder: Path) -> None:
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    on = {}
+    for device in ("cuda", "cpu"):
+        prior = invdiff.load_prior(str(folder), device=device, precision="fp32")
+        leaf = x.to(device).requires_grad_()
+        answer = prior.denoise(leaf, 0.3)
+        on[device] = [answer.detach().cpu(), torch.autograd.grad(answer.square().sum(), leaf)[0].cpu()]
+    for found, expected in zip(on["cuda"], on["cpu"], strict=True):
+        assert (found - expected).norm() < 1e-5 * expected.norm()  # TF32 gives 3e-4
 
 
 @pytest.mark.parametrize("name", samplers.names())

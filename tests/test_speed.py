@@ -51,7 +51,7 @@ def fast() -> NetworkPrior:
 
 
 def test_denoising_loses_nothing_by_bfloat16(photographs, plain, fast):
-    for sigma in (0.02, 0.1, 0.5, 1.5):
+    for sigma in (0.02, 0.1, 0.5, 1.0):
         y = degrade(photographs, "identity", noise=sigma)
         with torch.no_grad():
             loss = psnr(plain.denoise(y, sigma), photographs) - psnr(fast.denoise(y, sigma), photographs)

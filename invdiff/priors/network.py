@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
 
-from invdiff.device import autocast, check_compiler, exact_products, memory_format
+from invdiff.device import autocast, check_compiler, keep_single_precision, memory_format
 from invdiff.errors import UsageError
 from invdiff.parameterization import check_prediction, to_clean
 from invdiff.priors.base import Prior, Sigma, per_sample
@@ -69,6 +71,7 @@ class NetworkPrior(Prior):
             check_compiler()
         self._compiled: Any = None
         self._quick: CudaNetwork | None = None
+        self._plainly = False
         self.high_noise = high_noise
         self.name = name
         self.identity = identity or {}
@@ -86,6 +89,7 @@ class NetworkPrior(Prior):
         """Move the network to a device and choose its arithmetic; returns self."""
         self.network.to(device).to(memory_format=memory_format(torch.device(device)))
         self.precision = precision or self.precision
+        keep_single_precision(torch.device(device), self.precision)
         self._quick = None
         return self
 
@@ -133,14 +137,15 @@ class NetworkPrior(Prior):
         """The network alone, in its own variables: x_t (B, C, H, W) on [-1, 1], H and W multiples of `multiple`, t (B,)."""
         plain = not torch.is_grad_enabled()
         weights = next(self.network.parameters()).dtype
-        arithmetic = exact_products(x_t.device, self.precision)
-        with torch.inference_mode(plain), autocast(x_t.device, self.precision), arithmetic:
+        with torch.inference_mode(plain), autocast(x_t.device, self.precision):
             output = self._callable(plain)(x_t.to(weights), t)
         return getattr(output, "sample", output)
 
     def _callable(self, plain: bool) -> Any:
         """The network, or the form of it that is quicker here. A compiled one allows only one backward pass, and is for
         calls without a gradient."""
+        if self._plainly:
+            return self.network
         if self.compile is None and self.device.type == "cuda" and self.precision != torch.float32:
             if self._quick is None or self._quick.precision != self.precision or self._quick.device != self.device:
                 with torch.inference_mode(False):  # its weights take part in gradients, too
@@ -152,6 +157,19 @@ class NetworkPrior(Prior):
             self._compiled = torch.compile(self.network)
         return self._compiled
 
+    @contextlib.contextmanager
+    def plainly(self) -> Iterator[None]:
+        """Inside, `network` itself is called, and no other form of it: for who replaces something in it."""
+        before, self._plainly = self._plainly, True
+        try:
+            yield
+        finally:
+            self._plainly = before
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the other forms of the network, which are made again when they are needed."""
+        return self.__dict__ | {"_quick": None, "_compiled": None}
+
     def describe(self) -> dict[str, Any]:
         return {
             "class": type(self).__name__,
@@ -159,7 +177,7 @@ class NetworkPrior(Prior):
             "channels": self.channels,
             "prediction": self.prediction,
             "precision": str(self.precision).removeprefix("torch."),
-            **({"compiled": True} if self.compile else {}),
+            **({} if self.compile is None else {"compiled": self.compile}),
             "above sigma_start": "network" if self.high_noise is None else "Gaussian images",
             **self.identity,
         }

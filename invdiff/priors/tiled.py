@@ -200,17 +200,19 @@ class TiledPrior(WrappedPrior):
         norms = self._norms()
         if not norms:
             return []
-        with replaced({norm: taking(norm) for norm in norms}):
+        with self.prior.plainly(), replaced({norm: taking(norm) for norm in norms}):
             self.prior.denoise(windows(x, WINDOWS, self._window, self.prior.multiple), sigma)
         return [value for norm in norms for value in found[norm]]
 
-    def _normalised_by(self, statistics: Statistics) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _normalised_by(self, statistics: Statistics) -> Iterator[None]:
         def using(norm: torch.nn.GroupNorm, mean: torch.Tensor, variance: torch.Tensor) -> Forward:
             return lambda z: normalise(norm, z, mean, variance)
 
         norms = self._norms()
         parts = zip(norms, statistics[::2], statistics[1::2], strict=True)
-        return replaced({norm: using(norm, mean, variance) for norm, mean, variance in parts})
+        with self.prior.plainly(), replaced({norm: using(norm, mean, variance) for norm, mean, variance in parts}):
+            yield
 
     def _norms(self) -> list[torch.nn.GroupNorm]:
         return [module for module in self.prior.network.modules() if isinstance(module, torch.nn.GroupNorm)]

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from invdiff.background import Prefetcher, StopFlag, beside, cores
-from invdiff.device import choose_precision
+from invdiff.device import choose_precision, keep_single_precision
 from invdiff.errors import NumericalError, UsageError
 from invdiff.images import centre
 from invdiff.priors.tensor_files import read_json
@@ -76,13 +76,14 @@ def train(
     origin = start_from(network, config, config.init) if config.init and not resume else None
 
     processes = Processes(device, precision, config.accumulate)
-    utilisation = Utilisation.measure(network, config, processes.device, precision)
+    keep_single_precision(processes.device, precision)
     schedule = Schedule.named(config.schedule, config.schedule_steps)
     objective = build_objective(config, schedule).to(processes.device)
     state = TrainingState.start(network.to(processes.device), objective, config, out, processes.device, resume=resume)
     learner = Learner(config, state, objective, processes)
     leader = None
     if processes.main:
+        utilisation = Utilisation.measure(build_network(config), config, processes.device, precision)
         provenance = Provenance(out / "provenance.json", resume=resume)
         provenance.start(config, data, step=state.step, processes=processes, precision=precision, origin=origin)
         write_recipe(config, out / "recipe.json")
@@ -118,7 +119,7 @@ def run(learner: Learner, feeder: Feeder, leader: Leader | None) -> None:
         stop = stack.enter_context(StopFlag(patient=launched()))
         if leader:
             stack.enter_context(leader.closing())
-        batches = stack.enter_context(_batches(feeder, state.step, processes.device))
+        batches = stack.enter_context(_batches(feeder, state.step, processes.device, stop))
         waiting: Outcome | None = None
         while True:
             clock = (leader.progress(), float(leader.due())) if leader else (0.0, 0.0)
@@ -160,10 +161,14 @@ def _settle(outcome: Outcome, learner: Learner, leader: Leader | None) -> None:
 
 
 @contextlib.contextmanager
-def _batches(feeder: Feeder, step: int, device: torch.device) -> Iterator[Iterator[list[MicroBatch]]]:
+def _batches(feeder: Feeder, step: int, device: torch.device, stop: StopFlag) -> Iterator[Iterator[list[MicroBatch]]]:
     """The batches from this step on: cut on the device, where the images fit there, or ahead of time by the processor."""
     photographs = feeder.sampler.photographs
-    if feeder.config.feed == "auto" and device.type == "cuda" and ResidentFeeder.fits(photographs, device):
+    if (
+        feeder.config.feed == "auto"
+        and device.type == "cuda"
+        and ResidentFeeder.fits(photographs, device, lambda: stop.raised)
+    ):
         resident = ResidentFeeder(feeder, device)
         log.info("crops are cut on the device: %s", resident.summary())
         yield map(resident, itertools.count(step))

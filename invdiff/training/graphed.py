@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from invdiff.priors.cuda_network import capturing
 from invdiff.priors.tensor_files import first_line
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class GraphedGradients:
         self._function, self._parameters = function, list(parameters)
         self._recordings: dict[tuple[int, ...], Recording] = {}
         self._pool: Any = None
+        self._beside: Any = None
         self._recording = True
 
     def __call__(self, clean: torch.Tensor, noise: torch.Tensor, t: torch.Tensor) -> Results:
@@ -60,30 +62,31 @@ class GraphedGradients:
         return losses.clone(), errors.clone()
 
     def _record(self, *given: torch.Tensor) -> None:
-        device = given[0].device
         if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+            self._pool, self._beside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(given[0].device)
         try:
             inputs = tuple(tensor.clone() for tensor in given)
-            beside = torch.cuda.Stream(device)
-            beside.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(beside):  # libraries set themselves up at the first calls, which cannot be recorded
-                for _ in range(2):
+            graph = torch.cuda.CUDAGraph()
+            with capturing(self._beside):
+                for _ in range(2):  # libraries set themselves up at the first calls, which cannot be recorded
                     self._forget()
                     self._function(*inputs)
-            torch.cuda.current_stream(device).wait_stream(beside)
-            self._forget()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                outputs = self._function(*inputs)
+                self._forget()
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._beside):
+                    outputs = self._function(*inputs)
             gradients = [parameter.grad for parameter in self._parameters]
             self._recordings[tuple(given[0].shape)] = Recording(graph, inputs, outputs, gradients)
-        except torch.cuda.OutOfMemoryError:
-            raise
+        except torch.OutOfMemoryError:
+            self._give_up("their memory, beside that of the steps, is not there")
+            self._recordings.clear()
+            torch.cuda.empty_cache()
         except RuntimeError as error:
-            log.info("no CUDA graph of a step (%s): its kernels are launched one by one", first_line(error)[:200])
-            self._recording = False
+            self._give_up(first_line(error.__context__ or error)[:200])
         self._forget()
+
+    def _give_up(self, why: str) -> None:
+        log.info("no CUDA graphs of the steps (%s): their kernels are launched one by one", why)
+        self._recording = False
 
     def _forget(self) -> None:
         for parameter in self._parameters:

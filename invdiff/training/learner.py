@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from invdiff.device import memory_format
 from invdiff.errors import InvdiffError
+from invdiff.memory import is_out_of_memory
 from invdiff.priors.fused_block import fuse
 from invdiff.priors.tensor_files import first_line
 from invdiff.schedule import Schedule
@@ -165,7 +165,8 @@ class Learner:
         """Images, noise and timesteps on the device."""
         device = self.processes.device
         clean = batch.crops if isinstance(batch.crops, torch.Tensor) else to_network(batch.crops, device)
-        clean = clean.contiguous(memory_format=memory_format(device)) if device.type == "cuda" else clean
+        if device.type == "cuda" and not self.config.compile:  # as the fused kernels take it
+            clean = clean.contiguous(memory_format=torch.channels_last)
         noise = torch.as_tensor(batch.draws.noise, device=device)
         return clean, noise, torch.from_numpy(batch.draws.t).to(device, non_blocking=True)
 
@@ -204,11 +205,6 @@ def _is_compilers(error: Exception) -> bool:
     from torch._dynamo.exc import TorchDynamoException
 
     return isinstance(error, TorchDynamoException)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the memory of the CPU or of a GPU was too small."""
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def less_memory(config: TrainingConfig, shape: tuple[int, ...]) -> str:

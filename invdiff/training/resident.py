@@ -1,13 +1,14 @@
 """Crops cut on a GPU, from images that lie in its memory: it then never waits for the processor.
 
-A core cuts and reduces the crops of a megapixel, and draws their noise, in 50 ms; here it is 3 ms of launching. The crops are
-those of `CropSampler.batch`, from the same random numbers, up to the rounding of reduced ones; the noise is drawn on the
-device, from a generator that step and part seed, so that a resumed training sees what an unbroken one would there.
+The crops are those of `CropSampler.batch`, from the same random numbers, up to the rounding of reduced ones. The noise is
+drawn on the device, from a generator that step and part seed: a training that is resumed where the images fit again sees what
+an unbroken one would.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,20 +61,25 @@ class ResidentFeeder:
         return f"{images} images, {size:.2f} GiB"
 
     @staticmethod
-    def fits(photographs: Photographs, device: torch.device) -> bool:
+    def fits(photographs: Photographs, device: torch.device, stop: Callable[[], object] = lambda: False) -> bool:
         """Decode all images, and say whether they can lie on the device: 8 bits, and within its free memory's SHARE.
 
-        Where a sample of them is too large already, or of other bits, the others are not decoded.
+        Where a sample of them is too large already, or of other bits, the others are not decoded; nor once stop() is true.
         """
-        room = SHARE * free_memory(device)
+        cache = photographs.cache
+        room = min(SHARE * free_memory(device), cache.memory + cache.disk)
+
+        def size(images: Sequence[np.ndarray]) -> int:
+            return sum(image.shape[0] * image.shape[1] * photographs.channels for image in images)
+
         order = np.random.default_rng(0).permutation(len(photographs))[:TRIED].tolist()
-        sizes = [image.nbytes for index in order if (image := photographs.get(index)) is not None]
-        if not sizes or sum(sizes) / len(sizes) * len(photographs) > room:
+        tried = [image for index in order if (image := photographs.get(index)) is not None]
+        if not tried or size(tried) / len(tried) * len(photographs) > room or tried[0].dtype != np.uint8:
             return False
-        photographs.preload()
+        photographs.preload(stop=stop)
         kept = [image for index in range(len(photographs)) if (image := photographs.kept(index)) is not None]
         complete = len(kept) == int((photographs.sides > 0).sum()) and bool((photographs.sides != 0).all())
-        return complete and all(i.dtype == np.uint8 for i in kept) and sum(i.nbytes for i in kept) <= room
+        return complete and all(image.dtype == np.uint8 for image in kept) and size(kept) <= room
 
     def __call__(self, step: int) -> list[MicroBatch]:
         from invdiff.training.learner import MicroBatch

@@ -12,8 +12,8 @@ import torch
 from invdiff.priors.diffusers_folder import flop_per_pixel
 from invdiff.training.config import TrainingConfig
 
-SIDES = {"cuda": 8192, "cpu": 1024}
-"""Rows of the matrices whose product is timed: large enough for the device's full rate, and over in milliseconds."""
+SIDES = {"cuda": 8192, "cpu": 512}
+"""Rows of the matrices whose product is timed: large enough for the device's full rate, and soon over."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Utilisation:
 
     @classmethod
     def measure(cls, network: Any, config: TrainingConfig, device: torch.device, precision: torch.dtype) -> Utilisation:
-        """Of a network that is still on the CPU."""
+        """Of a network on the CPU."""
         return cls(3 * flop_per_pixel(network, config.channels, config.downsampling), matrix_rate(device, precision))
 
     def describe(self, pixels_per_second: float) -> str:
