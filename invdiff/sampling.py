@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -141,11 +142,34 @@ class State:
     diagnostics: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+def lag(x: torch.Tensor) -> int:
+    """Moves that are not looked at yet: while a GPU makes one, the processor launches the next."""
+    return 1 if x.is_cuda else 0
+
+
+class Finite:
+    """Whether all numbers of a tensor are finite; on a GPU, which computes it meanwhile, to be asked for later."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._answer = torch.isfinite(x).all()
+        self._written: torch.cuda.Event | None = None
+        if x.is_cuda:
+            self._answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self._answer, non_blocking=True)
+            self._written = torch.cuda.Event()
+            self._written.record(torch.cuda.current_stream(x.device))
+
+    def __bool__(self) -> bool:
+        if self._written is not None:
+            self._written.synchronize()
+        return bool(self._answer)
+
+
 def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterator[State]:
     """Reverse diffusion from the first noise level to zero. Yields the State after each move; the last one's x is the
     sample.
 
-    Raises UsageError if the solver cannot use the operator, NumericalError on NaN or infinity.
+    Raises UsageError if the solver cannot use the operator, NumericalError on NaN or infinity (on a GPU, where that is
+    noticed one move later, after the state of the move).
     """
     solver.check(problem.operator)
     prior.check_shape(problem.image_shape)
@@ -160,18 +184,27 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
     levels = solver.levels(problem, counted)
     moves = solver.walk(problem, counted, levels, noise)
     total = solver.moves(levels)
+    checks: deque[tuple[int, float, Finite]] = deque()
+
+    def look(left: int) -> None:
+        """Raise if one of the moves, all but the last `left`, was not finite."""
+        while len(checks) > left:
+            step, sigma, finite = checks.popleft()
+            if not finite:
+                raise NumericalError(
+                    f"{solver.name}: NaN or infinity at step {step} of {total}, sigma {sigma:.4g}; try "
+                    f"{solver.remedy}, --precision fp32, or check the operator with float64 input"
+                )
+
     for step in itertools.count(1):
         # Left before every yield: the caller's own gradient mode must not change between two states.
         with torch.no_grad():
             move = next(moves, None)
             if move is None:
+                look(0)
                 return
-            finite = bool(torch.isfinite(move.x).all())
-        if not finite:
-            raise NumericalError(
-                f"{solver.name}: NaN or infinity at step {step} of {total}, sigma {move.sigma:.4g}; try "
-                f"{solver.remedy}, --precision fp32, or check the operator with float64 input"
-            )
+            checks.append((step, move.sigma, Finite(move.x)))
+        look(lag(move.x) if step < total else 0)
         yield State(
             step,
             total,

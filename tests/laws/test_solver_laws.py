@@ -14,7 +14,7 @@ import torch
 from laws import reference, reference_decoupled, reference_guidance, reference_particles
 
 import invdiff
-from invdiff import operators, solvers
+from invdiff import operators, sampling, solvers
 from invdiff.errors import NumericalError, UsageError
 from invdiff.generation import sample
 from invdiff.operator import Operator
@@ -363,6 +363,21 @@ def test_nan_is_an_error_that_says_where(solver_spec: str) -> None:
     step = 1 + next(k for k, count in enumerate(calls) if count >= 3)
     with pytest.raises(NumericalError, match=rf"{solver.name}: NaN or infinity at step {step} of {len(calls)}, sigma"):
         invdiff.restore(problem.y, problem.operator, SIGMA_Y, prior=Broken(after=2), solver=solver)
+
+
+@pytest.mark.parametrize("after", range(5))
+@pytest.mark.parametrize("late", [0, 1])
+def test_nan_that_is_looked_for_later_names_the_same_step(
+    after: int, late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the state of the move is out by then, but never that of the next one, nor the end."""
+    monkeypatch.setattr(sampling, "lag", lambda x: late)
+    problem, _, _ = make_problem("identity")
+    seen = 0
+    with pytest.raises(NumericalError, match=rf"ddrm: NaN or infinity at step {after + 1} of 5, sigma"):
+        for _ in states(problem, Broken(after=after), solvers.get("ddrm", steps=5)):
+            seen += 1
+    assert seen == min(after + late, 4)
 
 
 @dataclass(frozen=True, eq=False)
