@@ -256,8 +256,11 @@ def test_a_network_answers_as_before(anywhere: None, monkeypatch: pytest.MonkeyP
     count = fuse(fused)
     assert count == sum(type(m).__name__ == "ResnetBlock2D" for m in network.modules()) == 8
     monkeypatch.setattr(fused_block, "add_bias", lambda *a: calls.append(1) or add_bias(*a))
+    heads = []  # two norms in each block, and the last one
+    monkeypatch.setattr(fused_block, "group_norm_silu", lambda *a: heads.append(1) or group_norm_silu(*a))
     got = ask(fused, x)
     assert len(calls) == count
+    assert len(heads) == 1 + 2 * count
     for name, value in want.items():
         torch.testing.assert_close(
             got[name], value, rtol=1e-4, atol=1e-4 * max(1.0, value.abs().max().item()), msg=name

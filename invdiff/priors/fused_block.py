@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from invdiff.priors import fused_norm
 from invdiff.priors.fused_norm import HALF, MAX_CHANNELS, add_bias, available, group_norm_silu
+from invdiff.priors.group_norm import GroupNorm
 
 MOST = 2**31
 """Numbers that torch's kernels for channels last can count."""
@@ -34,7 +35,26 @@ def fuse(network: torch.nn.Module) -> int:
     for module in network.modules():
         if type(module) is Upsample2D and module.norm is None and module.interpolate and not module.use_conv_transpose:
             module.__class__ = _upsample_class()
+    norm, act = (getattr(network, name, None) for name in ("conv_norm_out", "conv_act"))  # of diffusers' U-Nets
+    if isinstance(norm, torch.nn.GroupNorm) and norm.affine and type(act) is torch.nn.SiLU:
+        norm.__class__, act.__class__ = NormSilu, Passed
     return len(suitable)
+
+
+class NormSilu(GroupNorm):
+    """A GroupNorm with the SiLU that follows it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and available(input):
+            return group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps)
+        return functional.silu(super().forward(input))
+
+
+class Passed(torch.nn.SiLU):
+    """The SiLU that a `NormSilu` has done."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input
 
 
 def __getattr__(name: str) -> Any:  # made when asked for, where a pickled block looks for it too
