@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 Map = Callable[[torch.Tensor], torch.Tensor]
+Enough = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 # Iterations between two looks at the true residual, which rounding parts from the updated one: 2 % more work.
 CHECK_EVERY = 50
@@ -19,11 +22,17 @@ TOLD_ABOVE = 1e-3
 # which a network of half precision does not see. Least: what rounding lets the iterations reach.
 ACCURACY = 5e-5
 LEAST_TOLERANCE = 1e-6
+# Iterations between two looks at whether all is done, on a device that would have to be waited for.
+LOOK_EVERY = 4
+# Of a posterior's own deviations: how far its mean may be missed where the network is in half precision; see `missing`.
+SHARE = 0.01
+_share: ContextVar[float] = ContextVar("share", default=0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Solved:
-    """x with M x = b; residual: ||b - M x|| / ||b|| of each sample, (B,), measured and not the recursion's own."""
+    """x with M x = b; residual: ||b - M x|| / ||b|| of each sample, (B,), measured where there were iterations enough for
+    rounding to part it from the recursion's own."""
 
     x: torch.Tensor
     residual: torch.Tensor
@@ -49,6 +58,7 @@ def solve(
     tolerance: float | torch.Tensor | None = None,
     iterations: int = 1000,
     energy: torch.Tensor | None = None,
+    enough: Enough | None = None,
 ) -> Solved:
     """Solve M x = b for a symmetric positive semi-definite M (Hestenes & Stiefel 1952; preconditioned form).
 
@@ -59,6 +69,7 @@ def solve(
     sample keeps its value while others go on. float16 and bfloat16 are solved in float32.
     energy: (B, 1, .., 1), with a precondition: a sample stops when sqrt(<r, P r> / energy) reaches the tolerance, and that is
     the residual told. With P nearly M^-1, <r, P r> is nearly <e, M e> of the error e, whatever the condition of M.
+    enough: from x and <x, M x>, (B, 1, .., 1), what <r, r>, or <r, P r>, may be as well: a second end beside the first.
     """
     dtype = b.dtype
     if dtype not in (torch.float32, torch.float64):
@@ -73,14 +84,17 @@ def solve(
     direction = z
     rho = dot(residual, z)
     done = torch.zeros_like(rho, dtype=torch.bool)
+    gained = torch.zeros_like(rho)
+    look = LOOK_EVERY if b.is_cuda else 1
     count = 0
     while count < iterations:
         if count % CHECK_EVERY == 0 and count > 0:
             # At rounding the updated residual goes on shrinking alone: what it says is then mostly error.
             drift = b - apply(x) - residual
             done = done | (dot(drift, drift) > dot(residual, residual))
-        done = done | ((dot(residual, residual) if energy is None else rho) <= limit)
-        if done.all():
+        left = dot(residual, residual) if energy is None else rho
+        done = done | (left <= (limit if enough is None else torch.maximum(limit, enough(x, gained))))
+        if count % look == 0 and done.all():
             break
         image = apply(direction)
         curvature = dot(direction, image)
@@ -88,7 +102,7 @@ def solve(
         done = done | ~(curvature > 0)
         active = ~done
         step = torch.where(active, rho / torch.where(active, curvature, torch.ones_like(curvature)), 0.0)
-        x = x + step * direction
+        x, gained = x + step * direction, gained + step * rho
         residual = residual - step * image
         z = precondition(residual) if precondition else residual
         fresh = dot(residual, z)
@@ -98,7 +112,7 @@ def solve(
         rho = fresh
         count += 1
     with torch.no_grad():
-        error = b - apply(x)
+        error = b - apply(x) if count >= CHECK_EVERY else residual
         weighted = precondition(error) if precondition and energy is not None else error
         relative = (dot(error, weighted) / torch.where(size > 0, size, torch.ones_like(size))).sqrt().flatten()
     return Solved(x.to(dtype), relative, count)
@@ -113,6 +127,27 @@ def data_step_tolerance(misfit: torch.Tensor, gamma: float, z: torch.Tensor) -> 
         return None
     aim = ACCURACY * z[0].numel() ** 0.5 / (gamma * dot(misfit, misfit)).sqrt().clamp(min=1e-30)
     return aim.clamp(LEAST_TOLERANCE, TOLD_ABOVE / 2)
+
+
+@contextmanager
+def missing(share: float) -> Iterator[None]:
+    """Meanwhile, data steps in single precision may stop where a further iteration moves them by no more than `share` of the
+    posterior's own spread; 0: they are right to ACCURACY.
+
+    x = argmin gamma ||A x - y||^2 + ||x - z||^2 is the mean of a Gaussian posterior with covariance t^2 M^-1, where gamma =
+    t^2 / sigma_y^2 and M = gamma A^T A + I. An error e of x is sqrt(<e, M e>) / t of its deviations long. What is left of
+    the data there, q = y - A x, has sigma_y or less in each of its numbers: while <e, M e> <= share^2 gamma ||q||^2, e is
+    within `share` deviations for each."""
+    token = _share.set(share)
+    try:
+        yield
+    finally:
+        _share.reset(token)
+
+
+def share_of(like: torch.Tensor) -> float:
+    """The share that may be missed now, in the dtype of this tensor."""
+    return 0.0 if like.dtype == torch.float64 else _share.get()
 
 
 def largest_eigenvalue(apply: Map, start: torch.Tensor, iterations: int = 50) -> float:

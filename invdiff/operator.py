@@ -19,9 +19,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from invdiff import linalg
 from invdiff.errors import UsageError
 from invdiff.latest import Latest
-from invdiff.linalg import LEAST_TOLERANCE, TOLD_ABOVE, data_step_tolerance, dot, largest_eigenvalue, solve
+from invdiff.linalg import dot
 from invdiff.nonlinear import gauss_newton
 from invdiff.parameters import declarations, format_spec, validate
 
@@ -166,18 +167,22 @@ class Operator:
         # z + gamma A^T (gamma A A^T + I)^-1 (y - A z). Iterated for x itself, the same step stops, at the same relative
         # residual, a thousand times further away: there the residual counts directions that A hardly measures for little.
         misfit, shape = y - self.A(z), tuple(z.shape[1:])
-        tolerance = data_step_tolerance(misfit, gamma, z)
+        tolerance, share = linalg.data_step_tolerance(misfit, gamma, z), linalg.share_of(z)
         nearly = self.image_preconditioner(shape, gamma, 1.0)
         if nearly is not None:
             # Iterated for x - z after all, which is smaller than y and whose A^T A is nearly a convolution; what stops it is
-            # gamma ||A e||^2 + ||e||^2 of its error e, and that is at most what the residual for q would leave.
+            # gamma ||A e||^2 + ||e||^2 of its error e, and that is at most what the residual for q would leave. P is M^-1
+            # but nearly: a quarter of it.
+            energy = gamma * dot(misfit, misfit)
             return z + self._iterate(
                 "prox_l2",
                 lambda v: gamma * self.A_adjoint_A(v) + v,
                 gamma * self.A_adjoint(misfit),
                 nearly,
-                gamma * dot(misfit, misfit),
-                None if tolerance is None else (tolerance / 4).clamp(min=LEAST_TOLERANCE),  # P is M^-1 but nearly
+                energy,
+                None if tolerance is None else (tolerance / 4).clamp(min=linalg.LEAST_TOLERANCE),
+                # gamma ||misfit - A v||^2 = energy - <v, M v> - ||v||^2 for the v with M v = gamma A^T misfit.
+                (lambda v, vMv: (share / 4) ** 2 * (energy - vMv - dot(v, v)).clamp(min=0)) if share else None,
             )
         q = self._iterate(
             "prox_l2",
@@ -185,6 +190,7 @@ class Operator:
             misfit,
             self.data_preconditioner(shape, gamma, 1.0),
             tolerance=tolerance,
+            enough=(lambda q, _: share**2 * dot(q, q)) if share else None,
         )
         return z + gamma * self.A_adjoint(q).reshape(z.shape)
 
@@ -220,16 +226,17 @@ class Operator:
         precondition: Map | None = None,
         energy: torch.Tensor | None = None,
         tolerance: torch.Tensor | None = None,
+        enough: linalg.Enough | None = None,
     ) -> torch.Tensor:
         """Conjugate gradients; warns, once for each operator and method, if they stop far from the answer."""
-        solved = solve(apply, b, precondition=precondition, energy=energy, tolerance=tolerance)
+        solved = linalg.solve(apply, b, precondition=precondition, energy=energy, tolerance=tolerance, enough=enough)
         worst = float(solved.residual.max()) if len(solved.residual) else 0.0
         told: set[str] = self.cached("told", set)
-        if worst > TOLD_ABOVE and method not in told:
+        if worst > (max(linalg.TOLD_ABOVE, linalg.share_of(b)) if enough else linalg.TOLD_ABOVE) and method not in told:
             told.add(method)
             warnings.warn(
                 f"{self}: {method} stopped at a relative residual of {worst:.1e} after {solved.iterations} iterations "
-                f"(aim: below {TOLD_ABOVE:.0e}), so the data are fitted only roughly. {self.remedy}",
+                f"(aim: below {linalg.TOLD_ABOVE:.0e}), so the data are fitted only roughly. {self.remedy}",
                 RuntimeWarning,
                 stacklevel=3,
             )
@@ -282,7 +289,7 @@ class Operator:
             return float(self.svd(shape).singular_values.max())
         generator = torch.Generator().manual_seed(0)
         start = torch.randn(1, *shape, generator=generator, dtype=torch.float64)
-        return math.sqrt(largest_eigenvalue(self.A_adjoint_A, start, iterations))
+        return math.sqrt(linalg.largest_eigenvalue(self.A_adjoint_A, start, iterations))
 
     def measured_count(self, shape: Shape) -> int:
         """Number of measured values of an image of this shape: the m of the residual ||y - A x|| / (sigma_y sqrt(m))."""

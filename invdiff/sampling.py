@@ -14,6 +14,7 @@ import torch
 
 from invdiff.drawing import Ahead
 from invdiff.errors import NumericalError, UsageError, unknown
+from invdiff.linalg import SHARE, missing
 from invdiff.operator import Shape
 from invdiff.priors.base import Prior, Sigma, WrappedPrior
 from invdiff.problem import Problem
@@ -197,8 +198,8 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
                 )
 
     for step in itertools.count(1):
-        # Left before every yield: the caller's own gradient mode must not change between two states.
-        with torch.no_grad():
+        # Left before every yield: the caller's own gradients and data steps must not change between two states.
+        with torch.no_grad(), missing(SHARE if counted.coarse else 0.0):
             move = next(moves, None)
             if move is None:
                 look(0)

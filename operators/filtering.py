@@ -21,7 +21,7 @@ from invdiff.operator import SVD, Operator, Shape
 from .cosine import CosineFilter, cosine_response, symmetric
 from .fourier import CircularFilter, transfer_function
 from .kernels import Stencil
-from .padded import PaddedFilter
+from .padded import PaddedFilter, fast_length
 from .separable import Axis, SeparableFilter, axis_matrix
 from .shapes import channels_and_size, require_batch
 
@@ -198,10 +198,11 @@ class Filter(Operator):
         if self.even:
             cosines = self.cached(("cosines", size), lambda: CosineFilter(cosine_response(self.stencil, *size)))
             return lambda r: cosines.inverse(gamma, r)
-        wrapped = self.cached(("wrapped", size), lambda: CircularFilter(transfer_function(self.stencil, *size)))
-        # At the edges A passes even what the circular filter stops; a floor of that order halves the iterations. Without
-        # the edges the circular filter is closer.
-        share = 0.01 if self._boundary == "valid" else 0.1
+        # Zeros around r, two kernels wide, keep what wraps around away from it: half the iterations.
+        grid = tuple(fast_length(whole + 2 * kernel) for whole, kernel in zip(size, self.stencil.size, strict=True))
+        wrapped = self.cached(("wrapped", grid), lambda: CircularFilter(transfer_function(self.stencil, *grid)))
+        # At the edges A passes even what the circular filter stops: a floor of that order. Without edges it is closer.
+        share = 0.003 if self._boundary == "valid" else 0.03
         edges = share * sum(min(1.0, kernel / whole) for kernel, whole in zip(self.stencil.size, size, strict=True))
         floor = edges * float(wrapped.singular_values.max()) ** 2
         return lambda r: wrapped.inverse(gamma, r, floor)

@@ -105,11 +105,10 @@ class CircularFilter:
         return (u + self.A_adjoint(q)).to(z.dtype)
 
     def inverse(self, gamma: float, r: torch.Tensor, floor: float = 0.0) -> torch.Tensor:
-        """(I + gamma (A^T A + floor I))^-1 r for factor 1."""
+        """(I + gamma (A^T A + floor I))^-1 r for factor 1. An r smaller than the grid has zeros around it: the same part."""
         u = working(r)
-        return torch.fft.irfft2(torch.fft.rfft2(u) / (1 + gamma * (self.power.like(u) + floor)), s=self.size).to(
-            r.dtype
-        )
+        spectrum = torch.fft.rfft2(u, s=self.size) / (1 + gamma * (self.power.like(u) + floor))
+        return torch.fft.irfft2(spectrum, s=self.size)[..., : r.shape[-2], : r.shape[-1]].to(r.dtype)
 
     def svd(self) -> SVD:
         """Coordinates (B, C, h, w): Hartley frequencies of the measurement grid."""

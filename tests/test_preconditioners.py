@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from invdiff import linalg as module
-from invdiff import operators
-from invdiff.linalg import ACCURACY, dot, solve
+from invdiff import operators, restore
+from invdiff.linalg import ACCURACY, SHARE, dot, missing, solve
 from invdiff.operator import Operator, Shape
 from invdiff.operators import MultiCoil, Tomography
 from invdiff.operators.circulant import FLOOR, Circulant
 from invdiff.operators.mri import birdcage
+from invdiff.priors.base import Prior
 
 BODY = np.add.outer(np.linspace(-1, 1, 32) ** 2, np.linspace(-1, 1, 32) ** 2) < 0.6
 
@@ -167,3 +168,80 @@ def test_the_energy_of_the_error_is_what_stops_and_what_is_told() -> None:
     assert torch.allclose(solved.residual, (dot(r, P * r) / energy).sqrt().flatten()) and solved.iterations <= 3
     loose = solve(lambda x: weights * x, b, precondition=lambda r: P * r, energy=1e14 * energy, tolerance=1e-6)
     assert loose.iterations == 0
+
+
+SPREAD = [
+    "motion_blur:length=9,angle=30",
+    "motion_blur:length=9,angle=30,boundary=valid",
+    "mri_multicoil:acceleration=4,coils=4",
+    "tomography:angles=40",
+]
+
+
+@pytest.mark.parametrize("gamma", [3.0, 100.0, 3000.0])
+@pytest.mark.parametrize("spec", SPREAD)
+def test_a_share_of_the_posteriors_spread_may_be_missed(spec: str, gamma: float) -> None:
+    """<e, M e> against share^2 gamma ||y - A x||^2, for each image of a batch; ten times the share would be too far."""
+    operator, sigma_y = operators.get(spec), 0.02
+    x = operators.get("gaussian_blur:sigma=2").A(normal(2, 3, 48, 48)) * torch.tensor([1.0, 3e-2])[:, None, None, None]
+    z = x + gamma**0.5 * sigma_y * normal(*x.shape, seed=1)
+    clean = operator.A(x)
+    mask = operator.observed((3, 48, 48))
+    y = clean + sigma_y * normal(*clean.shape, seed=2) * (1.0 if mask is None else mask)
+    exact, _ = steps(operator, z, y, gamma)
+    q = y - operator.A(exact)
+
+    def missed(share: float) -> tuple[float, int]:
+        with missing(share):
+            found, count = steps(operator, z.float(), y.float(), gamma)
+        e = found.double() - exact
+        energy = gamma * dot(operator.A(e), operator.A(e)).reshape(-1) + dot(e, e).reshape(-1)
+        return float((energy / (gamma * dot(q, q).reshape(-1))).sqrt().max()), count
+
+    (error, quick), (finer, long), (rough, _) = missed(SHARE), missed(0.0), missed(10 * SHARE)
+    assert error <= SHARE and quick < long and finer < error
+    assert rough > SHARE
+    with missing(SHARE):
+        assert torch.equal(steps(operator, z, y, gamma)[0], exact)  # double precision goes to rounding all the same
+
+
+class Smooth(Prior):
+    """Answers by a blurred image; in half precision or not, as it says."""
+
+    def __init__(self, coarse: bool) -> None:
+        self._coarse = coarse
+
+    @property
+    def coarse(self) -> bool:
+        return self._coarse
+
+    def denoise(self, x: torch.Tensor, sigma: object) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+
+
+@pytest.mark.parametrize("solver", ["diffpir", "dpir", "pigdm"])
+def test_data_steps_around_a_network_in_half_precision_are_no_finer_than_it(
+    solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    iterations: list[int] = []
+    operator = operators.get("motion_blur:length=9,angle=30")
+    x = 0.5 + operators.get("gaussian_blur:sigma=2").A(normal(1, 3, 48, 48)).float()
+    y = operator.A(x) + 0.02 * normal(1, 3, 48, 48, seed=1).float()
+
+    def counted(*given: object, **named: object) -> object:
+        solved = solve(*given, **named)
+        iterations.append(solved.iterations)
+        return solved
+
+    monkeypatch.setattr(module, "solve", counted)
+
+    def restored(coarse: bool) -> tuple[torch.Tensor, int]:
+        iterations.clear()
+        anew = operators.get(operator.spec)
+        found = restore(y, anew, 0.02, prior=Smooth(coarse), solver=solver, steps=6, sigma_max=1.0, tile="off").mean
+        return found, sum(iterations)
+
+    (fine, long), (quick, short) = restored(False), restored(True)
+    assert short < 0.7 * long
+    assert 0 < float((fine - quick).square().mean().sqrt()) <= 0.1 * 0.02
+    assert restored(False)[1] == long  # nothing is left behind

@@ -323,7 +323,7 @@ def test_operators_without_a_decomposition_are_solved_alike_in_fewer_iterations(
     v = torch.randn(3, *shape, generator=generator(0, "data", 0), dtype=torch.float64)
     counts = []
     monkeypatch.setattr(
-        "invdiff.operator.solve", lambda *given, **named: counts.append(found := solve(*given, **named)) or found
+        "invdiff.linalg.solve", lambda *given, **named: counts.append(found := solve(*given, **named)) or found
     )
     if wrong:  # the twin: another matrix takes iterations, and gives the same answer all the same
         monkeypatch.setattr(dense, "dense_matrix", lambda of, shape: 0 * dense_matrix(of, shape))

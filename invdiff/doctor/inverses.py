@@ -6,7 +6,8 @@ import math
 
 import torch
 
-from invdiff.operator import SVD, TOLD_ABOVE, Operator
+from invdiff.linalg import TOLD_ABOVE
+from invdiff.operator import SVD, Operator
 
 from . import proximal
 from .causes import number

@@ -60,6 +60,11 @@ class Prior:
     def device(self) -> torch.device:
         return torch.device("cpu")
 
+    @property
+    def coarse(self) -> bool:
+        """Whether answers are rounded to half precision, so that nothing around them needs every digit of a single one."""
+        return False
+
     def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         """E[x_0 | x_0 + sigma n = x], same shape and dtype as x; differentiable in x."""
         raise NotImplementedError
@@ -113,3 +118,7 @@ class WrappedPrior(Prior):
     @property
     def device(self) -> torch.device:
         return self.prior.device
+
+    @property
+    def coarse(self) -> bool:
+        return self.prior.coarse

@@ -85,6 +85,10 @@ class NetworkPrior(Prior):
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
 
+    @property
+    def coarse(self) -> bool:
+        return self.precision in (torch.float16, torch.bfloat16)
+
     def to(self, device: torch.device | str, precision: torch.dtype | None = None) -> NetworkPrior:
         """Move the network to a device and choose its arithmetic; returns self."""
         self.network.to(device).to(memory_format=memory_format(torch.device(device)))

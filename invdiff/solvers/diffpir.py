@@ -8,7 +8,7 @@ Implements algorithm 1 (half-quadratic splitting inside DDIM sampling).
 
 Differs from the paper:
 - in the coordinate x = x_0 + sigma n, with both sigmas on [0, 1]. Experiments that divide a sigma_y on [0, 1] by a sigma_t on
-  [-1, 1] have a lambda four times ours: their 7 to 8 is about 2 here. The default 0.7 restores better at noise 0.01 to 0.1;
+  [-1, 1] have a lambda four times ours: their 7 to 8 is about 2 here. The default 1.5 restores better at noise 0.01 to 0.2;
 - zeta = 1 by default: at 20 calls it restores best (docs/tables/solvers.md); the paper varies it from 0.1 to 1;
 - start and levels are those of all solvers here (invdiff/solvers/base.py);
 - the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients
@@ -40,7 +40,7 @@ class DiffPIR(Solver):
     remedy: ClassVar[str] = "a larger lam"
 
     zeta: float = parameter(1.0, low=0, high=1, help="share of fresh noise in each step")
-    lam: float = parameter(0.7, above=0, help="weight lambda of the network's estimate against the measurement")
+    lam: float = parameter(1.5, above=0, help="weight lambda of the network's estimate against the measurement")
 
     def correction(self, problem: Problem, prior: Prior) -> Correction:
         def proximal(x: torch.Tensor, sigma: float, next_sigma: float) -> Estimate:
