@@ -76,7 +76,7 @@ def test_the_space_follows_the_declarations() -> None:
     found = dimensions("diffpir")
     assert "steps" not in found
     assert (found["zeta"].low, found["zeta"].high, found["zeta"].log) == (0, 1, False)
-    assert (found["lam"].low, found["lam"].high) == pytest.approx((0.07, 7)) and found["lam"].log
+    assert (found["lam"].low, found["lam"].high) == pytest.approx((0.15, 15)) and found["lam"].log
     assert found["spacing"].choices == ("timestep", "quadratic", "log")
     assert found["sigma_min"].default == pytest.approx(gaussian().sigma_min)
     # A Gaussian prior can be sampled; only methods with a conditional mean take a sampler's transition.
