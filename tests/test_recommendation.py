@@ -15,6 +15,7 @@ from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
 from invdiff.evaluation.speed import Recorder
+from invdiff.operator import Operator
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.solvers import recommendation
 from invdiff.solvers.auto import choose
