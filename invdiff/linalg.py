@@ -112,9 +112,12 @@ def solve(
         rho = fresh
         count += 1
     with torch.no_grad():
-        error = b - apply(x) if count >= CHECK_EVERY else residual
-        weighted = precondition(error) if precondition and energy is not None else error
-        relative = (dot(error, weighted) / torch.where(size > 0, size, torch.ones_like(size))).sqrt().flatten()
+        if count >= CHECK_EVERY:
+            error = b - apply(x)
+            left = dot(error, precondition(error) if precondition and energy is not None else error)
+        else:
+            left = dot(residual, residual) if energy is None else rho
+        relative = (left / torch.where(size > 0, size, torch.ones_like(size))).sqrt().flatten()
     return Solved(x.to(dtype), relative, count)
 
 

@@ -22,7 +22,6 @@ import torch
 from invdiff import linalg
 from invdiff.errors import UsageError
 from invdiff.latest import Latest
-from invdiff.linalg import dot
 from invdiff.nonlinear import gauss_newton
 from invdiff.parameters import declarations, format_spec, validate
 
@@ -173,7 +172,7 @@ class Operator:
             # Iterated for x - z after all, which is smaller than y and whose A^T A is nearly a convolution; what stops it is
             # gamma ||A e||^2 + ||e||^2 of its error e, and that is at most what the residual for q would leave. P is M^-1
             # but nearly: a quarter of it.
-            energy = gamma * dot(misfit, misfit)
+            energy = gamma * linalg.dot(misfit, misfit)
             return z + self._iterate(
                 "prox_l2",
                 lambda v: gamma * self.A_adjoint_A(v) + v,
@@ -182,7 +181,7 @@ class Operator:
                 energy,
                 None if tolerance is None else (tolerance / 4).clamp(min=linalg.LEAST_TOLERANCE),
                 # gamma ||misfit - A v||^2 = energy - <v, M v> - ||v||^2 for the v with M v = gamma A^T misfit.
-                (lambda v, vMv: (share / 4) ** 2 * (energy - vMv - dot(v, v)).clamp(min=0)) if share else None,
+                (lambda v, vMv: (share / 4) ** 2 * (energy - vMv - linalg.dot(v, v)).clamp(min=0)) if share else None,
             )
         q = self._iterate(
             "prox_l2",
@@ -190,7 +189,7 @@ class Operator:
             misfit,
             self.data_preconditioner(shape, gamma, 1.0),
             tolerance=tolerance,
-            enough=(lambda q, _: share**2 * dot(q, q)) if share else None,
+            enough=(lambda q, _: share**2 * linalg.dot(q, q)) if share else None,
         )
         return z + gamma * self.A_adjoint(q).reshape(z.shape)
 
@@ -232,11 +231,12 @@ class Operator:
         solved = linalg.solve(apply, b, precondition=precondition, energy=energy, tolerance=tolerance, enough=enough)
         worst = float(solved.residual.max()) if len(solved.residual) else 0.0
         told: set[str] = self.cached("told", set)
-        if worst > (max(linalg.TOLD_ABOVE, linalg.share_of(b)) if enough else linalg.TOLD_ABOVE) and method not in told:
+        aim = max(linalg.TOLD_ABOVE, linalg.share_of(b)) if enough else linalg.TOLD_ABOVE
+        if worst > aim and method not in told:
             told.add(method)
             warnings.warn(
                 f"{self}: {method} stopped at a relative residual of {worst:.1e} after {solved.iterations} iterations "
-                f"(aim: below {linalg.TOLD_ABOVE:.0e}), so the data are fitted only roughly. {self.remedy}",
+                f"(aim: below {aim:.0e}), so the data are fitted only roughly. {self.remedy}",
                 RuntimeWarning,
                 stacklevel=3,
             )

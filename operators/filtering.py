@@ -191,14 +191,15 @@ class Filter(Operator):
         return "Use boundary=circular, which needs no iterations, or a larger sigma_y, which makes them easier."
 
     def data_preconditioner(self, shape: Shape, a: float, b: float) -> Map | None:
-        """b (a K K^T + b I)^-1 on the measurement's grid, where K has the filter's kernel and an easier boundary."""
+        """b (a K K^T + b I)^-1, where K has the filter's kernel and an easier boundary, on the measurement's grid; or the
+        part of it there, of a larger grid."""
         if self._factor > 1:
             return None
         size, gamma = self.measurement_shape(shape)[1:], a / b
         if self.even:
             cosines = self.cached(("cosines", size), lambda: CosineFilter(cosine_response(self.stencil, *size)))
             return lambda r: cosines.inverse(gamma, r)
-        # Zeros around r, two kernels wide, keep what wraps around away from it: half the iterations.
+        # Zeros around r, two kernels wide, keep what wraps around away from it: half the iterations for oblique strokes.
         grid = tuple(fast_length(whole + 2 * kernel) for whole, kernel in zip(size, self.stencil.size, strict=True))
         wrapped = self.cached(("wrapped", grid), lambda: CircularFilter(transfer_function(self.stencil, *grid)))
         # At the edges A passes even what the circular filter stops: a floor of that order. Without edges it is closer.

@@ -91,9 +91,8 @@ def _upsample_class() -> type[torch.nn.Module]:
             last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
             if output_size is not None or not last or 4 * x.numel() >= MOST or torch.compiler.is_compiling():
                 return super().forward(hidden_states, output_size, *args, **kwargs)
-            with torch.autocast(
-                x.device.type, enabled=False
-            ):  # which would do it in single precision: copies are exact
+            # Autocast would do it in single precision: copies are exact.
+            with torch.autocast(x.device.type, enabled=False):
                 x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             if not self.use_conv:
                 return x
