@@ -59,11 +59,14 @@ def test_denoising_loses_nothing_by_bfloat16(photographs, plain, fast):
 
 
 @pytest.mark.parametrize(
-    "solver, operator", [("diffpir", "gaussian_blur:sigma=2"), ("dps", "downsample:factor=4,kernel=bicubic")]
+    "solver, operator, calls",
+    [("diffpir", "gaussian_blur:sigma=2", 6), ("dps", "downsample:factor=4,kernel=bicubic", 3)],
 )
-def test_restoration_loses_nothing_by_bfloat16(photographs, plain, fast, solver, operator):
-    y = degrade(photographs, operator, noise=0.05)
-    scores = [psnr(restore(y, operator, 0.05, prior, solver, 6).mean, photographs).mean() for prior in (plain, fast)]
+def test_restoration_loses_nothing_by_bfloat16(photographs, plain, fast, solver, operator, calls):
+    """Few calls with a gradient: a processor without bfloat16 imitates it, at twenty times the price."""
+    x = photographs[:, :, 16:80, 16:80]
+    y = degrade(x, operator, noise=0.05)
+    scores = [psnr(restore(y, operator, 0.05, prior, solver, calls).mean, x).mean() for prior in (plain, fast)]
     assert abs(float(scores[0] - scores[1])) < LOSS
 
 
