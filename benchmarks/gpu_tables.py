@@ -3,8 +3,8 @@
     python benchmarks/gpu_tables.py --data photos.tar [--minutes 5] [--out docs/tables] [--tests]
 
 Writes network-gpu-B.md, overhead-gpu-B.md (batches of 1 and 16), training-step-gpu.md and folder-gpu.md to --out. What does
-not end in its share is stopped, and the next one begins: rented minutes are not spent on one of them. --tests runs the tests
-that need a GPU, last.
+not end in its share is stopped, and the next one begins: rented minutes are not spent on one of them; so is what fails, and
+the script with it, at the end. --tests runs the tests that need a GPU, last.
 """
 
 from __future__ import annotations
@@ -56,15 +56,19 @@ def main() -> None:
     data = [str(Path(path).resolve()) for path in arguments.data]
     todo = jobs(data, arguments.out.resolve(), arguments.tests)
     ends = time.monotonic() + 60 * arguments.minutes
+    failed = []
     while todo:
         share, words = todo[0]
         left = (ends - time.monotonic()) * share / sum(each for each, _ in todo)
         print(f"--- {' '.join(words[:8])} ({left:.0f} s)", flush=True)
         try:
-            subprocess.run([sys.executable, *words], cwd=ROOT, timeout=max(5.0, left), check=False)
+            if subprocess.run([sys.executable, *words], cwd=ROOT, timeout=max(5.0, left), check=False).returncode:
+                failed.append(" ".join(words))
         except subprocess.TimeoutExpired:
             print("stopped: its time is over", flush=True)
         todo.pop(0)
+    if failed:
+        raise SystemExit("failed:\n" + "\n".join(failed))
 
 
 if __name__ == "__main__":

@@ -12,23 +12,32 @@ LARGEST = 2**22
 """Numbers in a tensor up to which it is worth its memory."""
 
 
+def lasting(y: torch.Tensor) -> torch.Tensor:
+    """y itself, after the promise that its numbers stay while it lives. Only then `Latest` keeps what is made of it: numpy
+    can write to a tensor's memory without telling."""
+    y.lasting = True  # type: ignore[attr-defined]
+    return y
+
+
 class Latest:
-    """f(y) of the latest y, while that tensor lives and nothing writes to it. It holds no y, and copies of it are empty."""
+    """f(y) of the latest `lasting` y, while that tensor lives. It holds no y, and copies of it are empty. Threads may share
+    it."""
 
     def __init__(self) -> None:
-        self._y: Callable[[], torch.Tensor | None] = lambda: None
-        self._version, self._value = -1, torch.empty(0)
+        self._latest: tuple[Callable[[], torch.Tensor | None], int, torch.Tensor] | None = None
 
     def of(self, y: torch.Tensor, f: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """f(y). Tensors of inference mode, which do not tell when they are written to, and those with a gradient are
         computed each time."""
-        if y.is_inference() or y.requires_grad or y.numel() > LARGEST:
+        if y.is_inference() or y.requires_grad or y.numel() > LARGEST or not getattr(y, "lasting", False):
             return f(y)
-        if self._y() is not y or self._version != y._version:
-            with torch.inference_mode(False), torch.no_grad():
-                self._value = f(y)
-            self._y, self._version = weakref.ref(y), y._version
-        return self._value
+        latest = self._latest
+        if latest is not None and latest[0]() is y and latest[1] == y._version:
+            return latest[2]
+        with torch.inference_mode(False), torch.no_grad():
+            value = f(y)
+        self._latest = weakref.ref(y), y._version, value
+        return value
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Latest, ()

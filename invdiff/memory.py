@@ -75,8 +75,20 @@ def _room(limit: Path, used: Path, stat: Path, cached: str) -> list[int]:
     return [max(0, most - taken + int(lines.get(cached, 0)))]
 
 
+# CUDA, cuBLAS, cuDNN, cuFFT, MPS, Triton, torch on a CPU, C++, oneDNN, the system.
+SAID = (
+    "out of memory",
+    "alloc_failed",
+    "defaultcpuallocator",
+    "bad_alloc",
+    "could not create a memory object",
+    "cannot allocate memory",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation failed: Python's, CUDA's, or torch's on a CPU."""
-    text = str(error)
-    told = any(words in text for words in ("DefaultCPUAllocator", "bad_alloc", "could not create a memory object"))
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or told
+    """Whether an exception says that an allocation failed: Python's, a device's or its libraries', or torch's on a CPU."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(words in text for words in SAID)
+    )

@@ -159,7 +159,7 @@ class Operator:
             svd = self.svd(tuple(z.shape[1:]))
             s = svd.singular_values.to(z)
             # z - prox = V  gamma s / (gamma s^2 + 1)  (s V^T z - U^T y); nothing moves in the null space of A.
-            # Solvers ask with one y again and again.
+            # Solvers ask with one y again and again (`lasting`).
             latest: Latest = self.cached("U^T y", Latest)
             measured = latest.of(y, svd.U_adjoint)
             return z - svd.V(gamma * s / (gamma * s**2 + 1) * (s * svd.V_adjoint(z) - measured))

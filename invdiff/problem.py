@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.latest import lasting
 from invdiff.noise import Gaussian, NoiseModel, noise_model
 from invdiff.noise import check_noise as check_noise
 from invdiff.operator import Operator, Shape
@@ -172,6 +173,12 @@ class Problem:
         operator = whiten(self.operator, self.noise, self.y, self.sigma_y, self._mask)
         y = operator.W(self.y) if isinstance(operator, Whitened) and operator is not self.operator else self.y
         return Problem(operator, y, self.sigma_y, self.image_shape, self.truth)
+
+    def lasting(self) -> Problem:
+        """The same problem, with a y of its own object that stays as it is: what data steps make of it is kept."""
+        problem = replace(self, y=self.y.view_as(self.y))
+        lasting(problem.y)
+        return problem
 
     def to(self, device: torch.device) -> Problem:
         """The same problem on a device."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from invdiff import solvers
-from invdiff.errors import UsageError
+from invdiff.errors import InputWarning, UsageError
+from invdiff.memory import is_out_of_memory
 from invdiff.noise import Gaussian, estimate, noise_model
 from invdiff.parameters import whole
 from invdiff.priors.base import Prior
-from invdiff.priors.tiled import tiled
+from invdiff.priors.tiled import TiledPrior, at_once, tiled
 from invdiff.problem import Problem, check_answer, check_images, resolve_operator
 from invdiff.sampling import Noise, State, generator, run
 from invdiff.solution import Solution, standard_error
@@ -77,7 +79,7 @@ def restore(
     samples: how many for each image, or "auto": until the standard error of the mean of every image (root mean square
     over its pixels) is at most `tolerance`, in [0, 1] units, or there are MOST_SAMPLES.
     seed, ids: sample k of image id depends on (seed, id, k) alone, so not on batch_size (how many samples run
-    together; default 1 on a CPU, 16 elsewhere).
+    together; default 1 on a CPU, 16 elsewhere; where the memory runs out fewer do, and an InputWarning says so once).
     device, precision, compile: where and how the network runs, as for `load_prior`, if the prior is loaded here; a Prior
     says so itself.
     tile: the network sees large images by overlapping tiles of at most so many pixels a side, "auto" (as the memory
@@ -114,6 +116,8 @@ def restore(
     size = default_batch_size(prior.device) if batch_size is None else batch_size
     if size < 1:
         raise UsageError(f"batch_size must be at least 1, got {size}")
+    if isinstance(prior, TiledPrior) and prior.batch is not None:
+        size = min(size, prior.batch)
 
     # A population gives as many samples as it has particles; other methods run once for each sample.
     runs = _Runs(problem, prior, chosen, seed, _ids(ids, y.shape[0]), size)
@@ -199,23 +203,56 @@ class _Runs:
         finished = []
         diagnostics = Diagnostics()
         with _progress(progress, -(-len(rows) // self.size), self.solver) as advance:
-            for first in range(0, len(rows), self.size):
-                chunk = rows[first : first + self.size]
-                part = self.problem.rows([image for image, _ in chunk]).to(self.prior.device)
-                generators = [generator(self.seed, self.keys[image], k) for image, k in chunk]
-                particles = None
-                for state in run(part, self.prior, self.solver, Noise(generators, shape, part.y)):
-                    advance(state)
-                    diagnostics.add(state)
-                    self.nfe = state.nfe
-                    particles = state.x[:, None] if state.population is None else state.population
-                    del state  # its images would lie in memory beside the next one's
-                assert particles is not None  # run yields at least once
-                finished.append(particles.to(self.problem.y.device))
-                diagnostics.next_batch()
+            done = 0
+            while done < len(rows):
+                chunk = rows[done : done + self.size]
+                try:
+                    finished.append(self._run(chunk, advance, diagnostics))
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error) or not (len(chunk) > 1 or isinstance(self.prior, TiledPrior)):
+                        raise
+                else:
+                    diagnostics.next_batch()
+                    done += len(chunk)
+                    continue
+                # Outside the except block, whose traceback would keep the failed attempt's tensors.
+                diagnostics.forget_batch()
+                self._take_less(len(chunk))
         every = joined(finished)  # (runs * images, particles, *image shape)
         every = every.reshape(runs, len(images), -1, *shape).transpose(1, 2).flatten(0, 1)
         return every, diagnostics.collected(runs, len(images))
+
+    def _run(
+        self, chunk: Sequence[tuple[int, int]], advance: Callable[[State], None], diagnostics: Diagnostics
+    ) -> torch.Tensor:
+        """One run for each (image, run) together: (len(chunk), particles, *image shape)."""
+        part = self.problem.rows([image for image, _ in chunk]).to(self.prior.device)
+        generators = [generator(self.seed, self.keys[image], k) for image, k in chunk]
+        particles = None
+        for state in run(part, self.prior, self.solver, Noise(generators, self.problem.image_shape, part.y)):
+            advance(state)
+            diagnostics.add(state)
+            self.nfe = state.nfe
+            particles = state.x[:, None] if state.population is None else state.population
+            del state  # its images would lie in memory beside the next one's
+        assert particles is not None  # run yields at least once
+        return particles.to(self.problem.y.device)
+
+    def _take_less(self, together: int) -> None:
+        """After so many runs together ran out of memory: half as many from now on, or smaller tiles."""
+        tiles = self.prior if isinstance(self.prior, TiledPrior) else None
+        if together == 1:
+            assert tiles is not None
+            tiles.take_less(self.problem.image_shape, tiles.used)
+            return
+        self.size = together // 2
+        words = at_once(self.size, "image")
+        if tiles is None:
+            warnings.warn(f"not enough memory: going on with {words}", InputWarning, stacklevel=2)
+            return
+        tiles.batch = self.size
+        tiles.prior.forget_graphs()
+        tiles.tell(words)
 
     def diagnostics(self) -> dict[str, torch.Tensor]:
         """Name -> (runs, images, moves)."""
@@ -235,6 +272,10 @@ class Diagnostics:
 
     def next_batch(self) -> None:
         self._finished.append({name: torch.stack(values, -1) for name, values in self._batch.items()})
+        self._batch = {}
+
+    def forget_batch(self) -> None:
+        """What was added since the last batch: it is computed again."""
         self._batch = {}
 
     def collected(self, runs: int, images: int) -> dict[str, torch.Tensor]:

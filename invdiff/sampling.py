@@ -181,6 +181,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterato
             f"{solver.name} needs all values of y, and {problem.noise.name} noise has replaced some; any solver without "
             'the need "svd" leaves them out, solver=auto among them'
         )
+    problem = problem.lasting()
     counted = CountedPrior(prior, len(problem.y))
     levels = solver.levels(problem, counted)
     moves = solver.walk(problem, counted, levels, noise)

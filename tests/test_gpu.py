@@ -118,8 +118,8 @@ def test_training_runs_and_exports(precision: torch.dtype, compiled: bool, photo
     settings = {"widths": (16, 32), "groups": 4, "crops": (32,), "pixels": 32 * 32 * 4, "steps": 5, "holdout": 1}
     config = TrainingConfig(ema=(0.5, 0.9), compile=compiled, **settings)
     out = train(config, [photos], tmp_path / "out", device="cuda", precision=precision)
-    prior = invdiff.load_prior(str(out))
-    assert torch.isfinite(prior.denoise(torch.rand(1, 3, 32, 32), 0.2)).all()
+    prior = invdiff.load_prior(str(out), device="cuda")
+    assert torch.isfinite(prior.denoise(torch.rand(1, 3, 32, 32, device="cuda"), 0.2)).all()
 
 
 def learner(photos: Path, graphs: bool) -> tuple[Learner, ResidentFeeder]:
@@ -235,7 +235,27 @@ def test_a_used_prior_is_copied_and_shared_by_threads(folder: Path) -> None:
     torch.testing.assert_close(copy.deepcopy(prior).denoise(x[0], 0.1), alone[0], rtol=0, atol=1e-2)
 
 
-def test_float32_is_no_tf32(folder: Path) -> None:
+def test_streams_share_a_prior(folder: Path) -> None:
+    """Each with an image of its own, in turns, without waiting for the other."""
+    prior = invdiff.load_prior(str(folder), device="cuda", precision="bf16")
+    x = torch.rand(2, 1, 3, 64, 64, device="cuda")
+    for _ in range(6):
+        alone = [prior.denoise(image, 0.1) for image in x]
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    found: list[list[torch.Tensor]] = [[], []]
+    for _ in range(50):
+        for k, stream in enumerate(streams):
+            with torch.cuda.stream(stream):
+                found[k].append(prior.denoise(x[k], 0.1))
+    torch.cuda.synchronize()
+    assert all(torch.equal(answer, alone[k]) for k in (0, 1) for answer in found[k])
+
+
+def test_float32_is_no_tf32(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever tests before this one have set for the process."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     on = {}
     for device in ("cuda", "cpu"):

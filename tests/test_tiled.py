@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import subprocess
@@ -206,6 +207,18 @@ def test_the_gradient_is_that_of_the_answer(norms):
     assert float((found * u).sum()) == pytest.approx(float(slope), rel=1e-7)
 
 
+def test_second_derivatives_through_tiles_are_refused():
+    """They would be zero without a word."""
+    leaf, prior = noisy(1, 3, 64, 64).requires_grad_(), network_prior()
+    for cut in (tiled(prior), tiled(prior, 32)):
+        with (
+            contextlib.nullcontext()
+            if cut.tile == "auto"
+            else pytest.raises(UsageError, match="first derivatives only")
+        ):
+            torch.autograd.grad(cut.denoise(leaf, 0.1).square().sum(), leaf, create_graph=True)
+
+
 def test_the_gradient_through_the_averages_is_not_forgotten(monkeypatch):
     """The mutation twin: without it the vector-Jacobian product is another one."""
     prior, x, v = network_prior(), noisy(1, 3, 64, 64), noisy(1, 3, 64, 64, seed=1)
@@ -233,21 +246,29 @@ def test_the_gradient_keeps_the_graph_of_one_tile_at_a_time(monkeypatch):
 
 
 class Limited(Small):
-    """A network that runs out of memory above so many pixels a call."""
+    """A network that runs out of memory above so many pixels a call, or in the backward pass of so many."""
 
-    def __init__(self, pixels: int) -> None:
-        super().__init__()
-        self.pixels, self.calls = pixels, []
+    def __init__(self, pixels: float, backward: float = float("inf")) -> None:
+        super().__init__(norms=backward == float("inf"))
+        self.pixels, self.backward, self.calls = pixels, backward, []
 
     def forward(self, x, t):
         self.calls.append(tuple(x.shape))
-        if x.shape[0] * x.shape[-1] * x.shape[-2] > self.pixels:
+        pixels = x.shape[0] * x.shape[-1] * x.shape[-2]
+        if pixels > self.pixels:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().forward(x, t)
+        answer = super().forward(x, t)
+        if answer.requires_grad and pixels > self.backward:
+            answer.register_hook(out_of_memory)
+        return answer
 
 
-def limited(pixels: int) -> NetworkPrior:
-    return NetworkPrior(Limited(pixels).double(), Schedule.named("linear"), channels=3, multiple=2)
+def out_of_memory(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def limited(pixels: float, backward: float = float("inf")) -> NetworkPrior:
+    return NetworkPrior(Limited(pixels, backward).double(), Schedule.named("linear"), channels=3, multiple=2)
 
 
 def test_out_of_memory_halves_what_is_computed_at_once_and_says_so_once():
@@ -257,7 +278,7 @@ def test_out_of_memory_halves_what_is_computed_at_once_and_says_so_once():
     with pytest.warns(InputWarning) as told:
         found = cut.denoise(x, 0.1)
         cut.denoise(x, 0.1)
-    assert [str(warning.message) for warning in told] == ["not enough memory: going on with 1 images at once"]
+    assert [str(warning.message) for warning in told] == ["not enough memory: going on with 1 image at once"]
     assert cut.used == 32 and cut.describe()["tile"] == 32
     assert (found - wanted).abs().max() < 1e-12
 
@@ -265,6 +286,78 @@ def test_out_of_memory_halves_what_is_computed_at_once_and_says_so_once():
 def test_too_little_memory_for_the_smallest_tile_is_one_line():
     with pytest.warns(InputWarning), pytest.raises(InvdiffError, match="not enough memory: the network takes about"):
         tiled(limited(100)).denoise(noisy(1, 3, 64, 64), 0.1)
+
+
+def test_averages_that_do_not_fit_are_one_line_whatever_was_computed_before(monkeypatch):
+    """They take the same memory by smaller tiles: trying those would never end."""
+    cut, x = tiled(network_prior(), 32), noisy(1, 3, 96, 96)
+    cut.denoise(x, 0.1)
+    windows_of, asked = module.windows, []
+    monkeypatch.setattr(module, "windows", lambda *a: asked.append(1) or (out_of_memory() if a else windows_of(*a)))
+    with pytest.raises(InvdiffError, match="not enough memory: the network takes about"):
+        cut.denoise(x, 0.1)
+    assert len(asked) == 1
+
+
+def test_no_more_tiles_at_once_than_there_are():
+    x, network = noisy(1, 3, 64, 64), Limited(4000, 10**9).double()
+    cut = tiled(NetworkPrior(network, Schedule.named("linear"), channels=3, multiple=2), 32)
+    with pytest.warns(InputWarning, match="going on with 4 tiles at once"):  # of 9
+        cut.denoise(x, 0.1)
+    counts = [shape[0] for shape in network.calls]
+    assert counts == [9, 4, 4, 1] or counts == [9, 4, 2, 2, 2, 2, 1]
+
+
+def test_a_backward_pass_without_memory_takes_fewer_tiles_then_smaller_ones():
+    x, v = noisy(1, 3, 96, 96), noisy(1, 3, 96, 96, seed=1)
+
+    def gradient(prior, side):
+        cut, leaf = tiled(prior, side), x.clone().requires_grad_()
+        return torch.autograd.grad(cut.denoise(leaf, 0.1), leaf, v)[0], cut
+
+    wanted, _ = gradient(network_prior(norms=False), 64)
+    with pytest.warns(InputWarning, match="going on with 2 tiles at once") as told:
+        found, cut = gradient(limited(float("inf"), 1100), 64)
+    assert len(told) == 1 and cut._most == 1 and cut._limit == 32
+    assert (found - wanted).norm() < 1e-12 * wanted.norm()
+    with pytest.warns(InputWarning), pytest.raises(InvdiffError, match="not enough memory: the network takes about"):
+        gradient(limited(float("inf"), 100), 64)
+
+
+@pytest.mark.parametrize("most, tile", [(4 * 48**2, "off"), (48**2, "off"), (1100, 32)])
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_restoration_without_memory_takes_fewer_images_then_tiles(most, tile, where):
+    """Their graphs are kept, and more of them for many images, so halving inside a call would be of no use."""
+    y = invdiff.degrade(torch.cat([noisy(1, 3, 48, 48, seed=k) for k in range(5)]), "inpaint:keep=0.5", noise=0.05)
+
+    def restored(prior):
+        return invdiff.restore(y, "inpaint:keep=0.5", 0.05, prior, "dps", 4, batch_size=5), prior
+
+    wanted, _ = restored(tiled(network_prior(norms=False)))
+    small = tiled(limited(most if where == "forward" else float("inf"), most if where == "backward" else 10**9))
+    small.prior.network.norm = small.prior.network.inner = torch.nn.Identity()
+    with pytest.warns(InputWarning, match="not enough memory: going on with 2 images at once") as told:
+        found, small = restored(small)
+    restored(small)
+    assert len(told) == 1 and small.describe()["tile"] == tile
+    assert (found.samples - wanted.samples).abs().max() < 1e-9 and found.nfe == wanted.nfe == 4
+
+
+def test_a_single_image_of_a_prior_without_tiles_says_what_it_ran_out_of():
+    class Limits(GaussianPrior):
+        def denoise(self, x, sigma):
+            return super().denoise(x, sigma) if len(x) == 1 or self.most > 1 else out_of_memory()
+
+    prior = Limits(torch.full((3, 8, 8), 0.5), 0.05)
+    y = torch.rand(3, 3, 8, 8)
+    answers = []
+    for prior.most in (3, 1):
+        with contextlib.nullcontext() if prior.most == 3 else pytest.warns(InputWarning, match="1 image at once"):
+            answers.append(invdiff.restore(y, "identity", 0.1, prior, "diffpir", 3, batch_size=3).samples)
+    assert (answers[0] - answers[1]).abs().max() < 1e-6
+    prior.denoise = out_of_memory
+    with pytest.raises(torch.OutOfMemoryError):
+        invdiff.restore(y[:1], "identity", 0.1, prior, "diffpir", 3)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs ulimit -v")
@@ -350,6 +443,13 @@ def test_free_memory_is_the_least_of_system_container_and_limit(monkeypatch):
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"), True),
+        (RuntimeError("MPS backend out of memory (MPS allocated: 17.00 GB)"), True),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), True),
+        (OSError(12, "Cannot allocate memory"), True),
+        (InvdiffError("out of memory at step 3"), False),
         (RuntimeError("sizes do not match"), False),
     ],
 )

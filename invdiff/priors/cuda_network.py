@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from invdiff.device import autocast
+from invdiff.memory import is_out_of_memory
 from invdiff.priors.fused_block import fuse
 from invdiff.priors.tensor_files import first_line
 
@@ -47,6 +48,7 @@ class CudaNetwork:
         self._graphs: OrderedDict[tuple[int, ...], Graph] = OrderedDict()
         self._beside: Any = None
         self._pool: Any = None
+        self._latest: Any = None  # the stream that a graph ran on
         self._capturing = True
         self._lock = threading.Lock()
 
@@ -62,8 +64,20 @@ class CudaNetwork:
                 graph = self._capture(x, t) if self._calls[shape] > WORTH else None
             if graph is not None:
                 self._graphs.move_to_end(shape)
+                # All graphs share memory, which the one before may still use on another stream.
+                stream = torch.cuda.current_stream(self.device)
+                if self._latest not in (None, stream):
+                    stream.wait_stream(self._latest)
+                self._latest = stream
                 return graph(x, t)
         return self._eager(x, t)
+
+    def forget_graphs(self) -> None:
+        """Give back the memory that graphs hold. They are made again, for shapes that are asked for often enough."""
+        with self._lock:
+            self._graphs.clear()
+            self._calls.clear()
+            self._pool = None
 
     def _eager(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         output = self.network(x.contiguous(memory_format=torch.channels_last), t)
@@ -77,12 +91,13 @@ class CudaNetwork:
             # A cast that autocast keeps would lie in the memory of the graph, and outlive it.
             with autocast(self.device, self.precision, keep=False):
                 graph = Graph(self._eager, x, t, self._pool, self._beside)
-        except torch.OutOfMemoryError:
-            self._calls[shape] = -(2**31)  # never for this shape
-            torch.cuda.empty_cache()
-            return None
-        except RuntimeError as error:  # a network that looks at its numbers, for instance
+        except RuntimeError as error:
             cause = error.__context__ or error
+            if is_out_of_memory(error) or is_out_of_memory(cause):
+                self._calls[shape] = -(2**31)  # never for this shape
+                torch.cuda.empty_cache()
+                return None
+            # A network that looks at its numbers, for instance.
             log.info("no CUDA graph of the network (%s): its kernels are launched one by one", first_line(cause)[:200])
             self._capturing = False
             return None

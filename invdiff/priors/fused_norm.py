@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from invdiff.memory import is_out_of_memory
 from invdiff.priors.fused_kernels import kernels
 
 log = logging.getLogger(__name__)
@@ -220,9 +221,10 @@ def _works(device: torch.device) -> bool:
     x = torch.zeros((1, 8, 1, 1), dtype=torch.bfloat16, device=device)
     try:
         _added(x, x, x[0, :, 0, 0])
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever it is, torch's own operations do
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        # Whatever else it is, torch's own operations do.
         log.info("no fused kernels on %s (%s: %s)", device, type(error).__name__, error)
         return False
     return True

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ WITH_GRADIENT = 4
 Statistics = list[torch.Tensor]
 """Mean and variance (groups,) of each GroupNorm, one after the other."""
 Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def at_once(count: int, kind: str) -> str:
+    """ "1 tile at once", "4 images at once"."""
+    return f"{count} {kind}{'' if count == 1 else 's'} at once"
 
 
 def check_tile(tile: Any) -> int | str:
@@ -85,7 +90,8 @@ class TiledPrior(WrappedPrior):
     """A NetworkPrior that is asked for tiles of an image; small images it gets whole.
 
     tile: the largest side of a tile in pixels, or "auto". Where the memory does not suffice, fewer are computed at once,
-    then smaller ones, from there on, and an InputWarning says so once.
+    then smaller ones, from there on, and an InputWarning says so once. Not so for several images whole that keep their
+    graphs, which take the same memory one by one, nor in their backward pass: `restore` takes fewer of them.
     Raises UsageError for a tile below `smallest`.
     """
 
@@ -107,7 +113,10 @@ class TiledPrior(WrappedPrior):
         self._together = 1  # images or tiles in the latest call
         self._most: int | None = None  # of them at once, after a failure
         self._limit: int | None = None  # of the side, after a failure
-        self._told = False
+        self.told = False
+        """Whether a warning said that the memory does not suffice."""
+        self.batch: int | None = None
+        """Images that a restoration takes at once at most; None until one ran out of memory."""
 
     def describe(self) -> dict[str, Any]:
         return {**self.prior.describe(), "tile": "off" if self.used is None else self.used}
@@ -116,21 +125,21 @@ class TiledPrior(WrappedPrior):
         """As the network's own. Raises InvdiffError if there is not the memory for one tile."""
         if x.ndim != 4 or self.prior.in_closed_form(sigma):
             return self.prior.denoise(x, sigma)
+        kept = torch.is_grad_enabled() and x.requires_grad and len(x) > 1
         while True:
             try:
                 return self._denoise(x, sigma)
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error) or (kept and self.used is None):
                     raise
             # Outside the except block, whose traceback would keep the failed attempt's tensors.
-            self._take_less(x)
+            self.take_less(x.shape, self.used)
 
     def _denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         self.used = side = self._side(x)
         # By rows: each image has statistics of its own.
         rows = 1 if side is not None else min(len(x), self._most or len(x))
-        if side is None:
-            self._together = rows
+        self._together = rows
         if rows == len(x):
             return self._rows(x, sigma, side)
         per_sample(sigma, x)  # to refuse a wrong number of them
@@ -143,12 +152,16 @@ class TiledPrior(WrappedPrior):
         if side is None or self.prior.in_closed_form(sigma):
             return self.prior.denoise(x, sigma)
         padded = pad_to_multiple(x, self.prior.multiple)
-        tiles = Tiles(padded.shape[-2:], side, self.overlap, self.prior.multiple)
+        tiles = self.tiles(padded, side)
         if torch.is_grad_enabled() and x.requires_grad:
             answer = _ByTiles.apply(padded, self, sigma, tiles)
         else:
             answer = self.blend(padded, sigma, tiles)
         return answer[..., : x.shape[-2], : x.shape[-1]]
+
+    def tiles(self, x: torch.Tensor, side: int) -> Tiles:
+        """Of at most this side, for images like x, whose own sides are multiples of the network's."""
+        return Tiles(x.shape[-2:], side, self.overlap, self.prior.multiple)
 
     def blend(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles) -> torch.Tensor:
         """E[x_0 | x] of one image (1, C, H, W), out of its tiles."""
@@ -162,7 +175,18 @@ class TiledPrior(WrappedPrior):
         return answer
 
     def pull_back(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles, v: torch.Tensor) -> torch.Tensor:
-        """J(x)^T v of `blend`, (1, C, H, W): through the tiles, and through the statistics that they share."""
+        """J(x)^T v of `blend`, (1, C, H, W): through the tiles, and through the statistics that they share. Where the memory
+        runs out, by fewer of them at once, then smaller ones."""
+        while True:
+            try:
+                return self._pull_back(x, sigma, tiles, v)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            side = self.take_less(x.shape, max(tiles.size))
+            tiles = tiles if side is None else self.tiles(x, side)
+
+    def _pull_back(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles, v: torch.Tensor) -> torch.Tensor:
         # Cloned, because what a network answers without gradients belongs to inference mode.
         statistics = [value.clone().requires_grad_() for value in self.statistics(x, sigma)]
         gradient = torch.zeros_like(x)
@@ -179,7 +203,7 @@ class TiledPrior(WrappedPrior):
                 share += value
         if not statistics:
             return gradient
-        with torch.enable_grad():
+        with torch.enable_grad(), self._needed(x):
             leaf = x.detach().requires_grad_()
             return gradient + torch.autograd.grad(self.statistics(leaf, sigma), leaf, shares)[0]
 
@@ -200,7 +224,7 @@ class TiledPrior(WrappedPrior):
         norms = self._norms()
         if not norms:
             return []
-        with self.prior.plainly(), replaced({norm: taking(norm) for norm in norms}):
+        with self.prior.plainly(), replaced({norm: taking(norm) for norm in norms}), self._needed(x):
             self.prior.denoise(windows(x, WINDOWS, self._window, self.prior.multiple), sigma)
         return [value for norm in norms for value in found[norm]]
 
@@ -227,7 +251,7 @@ class TiledPrior(WrappedPrior):
         """The places of the tiles, as many at once as one call takes."""
         pixels = tiles.size[0] * tiles.size[1]
         room = TILE**2 if x.device.type == "cpu" else min(TOGETHER * TILE**2, int(self._room()))
-        self._together = max(1, min(room // pixels, self._most or room))
+        self._together = max(1, min(room // pixels, self._most or room, len(tiles.places)))
         for first in range(0, len(tiles.places), self._together):
             yield tiles.places[first : first + self._together]
 
@@ -262,23 +286,42 @@ class TiledPrior(WrappedPrior):
         pixels = min(size[0] * size[1], (WINDOWS * self._window) ** 2) if self._norms() else 0
         return max(self.smallest**2, pixels) * self._bytes_per_pixel()
 
-    def _take_less(self, x: torch.Tensor) -> None:
-        """Halve what one call computes. Raises InvdiffError where it cannot be less."""
-        if x.device.type == "cuda":
-            torch.cuda.empty_cache()
-        largest = max(x.shape[-2:])
-        side = largest if self.used is None else self.used
+    def take_less(self, shape: Sequence[int], side: int | None) -> int | None:
+        """Halve what one call computes of images of this shape, which ran out of memory by tiles of this side (None: whole).
+        The largest side of their tiles from now on; None: as before, but fewer at once.
+
+        Raises InvdiffError where it cannot be less.
+        """
+        self.prior.forget_graphs()
+        largest = max(shape[-2:]) if side is None else side
         if self._together > 1:
-            self._most = self._together // 2
-            words = f"{self._most} {'images' if self.used is None else 'tiles'} at once"
-        elif side <= self.smallest:
-            raise self._too_little((x.shape[-2], x.shape[-1]))
+            self._most, limit = self._together // 2, None
+            self._together = self._most
+            words = at_once(self._most, "image" if side is None else "tile")
+        elif largest <= self.smallest:
+            raise self._too_little((shape[-2], shape[-1]))
         else:
-            self._limit = max(self.smallest, side // 2 // self.prior.multiple * self.prior.multiple)
-            words = f"tiles of {self._limit} pixels"
-        if not self._told:
-            self._told = True
-            warnings.warn(f"not enough memory: going on with {words}", InputWarning, stacklevel=3)
+            limit = max(self.smallest, largest // 2 // self.prior.multiple * self.prior.multiple)
+            self._limit = min(limit, self._limit or limit)
+            words = f"tiles of {limit} pixels"
+        self.tell(words)
+        return limit
+
+    def tell(self, words: str) -> None:
+        """Warn that there was not enough memory, and what it goes on with; once."""
+        if not self.told:
+            self.told = True
+            warnings.warn(f"not enough memory: going on with {words}", InputWarning, stacklevel=4)
+
+    @contextlib.contextmanager
+    def _needed(self, x: torch.Tensor) -> Iterator[None]:
+        """Around what no smaller tile makes smaller: where the memory runs out there, it does not suffice."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._too_little((x.shape[-2], x.shape[-1])) from None
 
     def _too_little(self, size: tuple[int, int]) -> InvdiffError:
         needed, free = (value / 2**20 for value in (self._least(size), free_memory(self.device)))
@@ -301,6 +344,8 @@ class _ByTiles(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         prior, sigma, tiles = ctx.settings
+        if torch.is_grad_enabled():  # create_graph=True
+            raise UsageError("images cut into tiles have first derivatives only; give tile='off' for further ones")
         return prior.pull_back(*ctx.saved_tensors, sigma, tiles, gradients[0]), None, None, None
 
 
