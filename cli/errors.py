@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -13,7 +14,10 @@ import click
 from invdiff.errors import InvdiffError, PluginError
 from invdiff.memory import is_out_of_memory
 
-OUT_OF_MEMORY = "not enough memory; use a smaller --batch-size or smaller images, or another --device"
+OUT_OF_MEMORY = (
+    "not enough memory; use a smaller --batch-size or smaller images, raise the limit (ulimit -v, the container's), or use "
+    "another --device"
+)
 DISK_FULL = "no space left on the disk; free some space, or write to another disk"
 
 
@@ -52,12 +56,19 @@ def report(error: BaseException, debug: bool = False) -> int:
     return error.exit_code if isinstance(error, InvdiffError) else 1
 
 
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception and what it came from: importing a library fails otherwise than what it could not allocate."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def explain(error: BaseException) -> str | None:
     """What happened and how to fix it, in one line, for everything a user can act on; None for a bug."""
     text = str(error)
     if isinstance(error, InvdiffError):
         return one_line(text)
-    if is_out_of_memory(error):
+    if any(is_out_of_memory(each) or "failed to map segment" in str(each) for each in chain(error)):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename}: {DISK_FULL}" if error.filename else DISK_FULL

@@ -412,6 +412,11 @@ def test_auto_takes_what_fits(monkeypatch):
     ]:
         monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)
         assert tiled(prior)._side(torch.empty(1, 3, *size, device="meta")) == wanted, (free, size)
+    # Small tiles are there for want of memory: no more of them at once than fit.
+    for free, at_once in [(pixel * 10**7, 9), (pixel * 50**2, 2), (pixel * 40**2, 1)]:
+        monkeypatch.setattr(module, "free_memory", lambda device, free=free: free)
+        cut, x = tiled(prior, 32), torch.empty(1, 3, 64, 64)
+        assert len(next(cut._chunks(x, cut.tiles(x, 32)))) == at_once
     monkeypatch.setattr(module, "free_memory", lambda device: 10**4)
     with pytest.raises(InvdiffError, match="ulimit -v"):
         tiled(prior)._side(torch.empty(1, 3, 128, 128, device="meta"))

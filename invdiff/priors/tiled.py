@@ -250,7 +250,7 @@ class TiledPrior(WrappedPrior):
     def _chunks(self, x: torch.Tensor, tiles: Tiles) -> Iterator[list[Place]]:
         """The places of the tiles, as many at once as one call takes."""
         pixels = tiles.size[0] * tiles.size[1]
-        room = TILE**2 if x.device.type == "cpu" else min(TOGETHER * TILE**2, int(self._room()))
+        room = min((1 if x.device.type == "cpu" else TOGETHER) * TILE**2, int(self._room()))
         self._together = max(1, min(room // pixels, self._most or room, len(tiles.places)))
         for first in range(0, len(tiles.places), self._together):
             yield tiles.places[first : first + self._together]
