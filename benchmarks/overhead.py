@@ -1,6 +1,7 @@
 """Time of a restoration over the time of its bare network calls.
 
-    python benchmarks/overhead.py [--prior natural] [--size 256] [--steps 20] [--repeats 5] [--markdown OUT.md]
+    python benchmarks/overhead.py [--prior natural] [--size 256] [--steps 20] [--repeats 5] [--only SOLVER ...]
+        [--markdown OUT.md]
 
 A: `restore`, start to end (data steps, noise, finiteness checks, residual). B: the same calls of the same network on the
 same shapes in the same precision, with the same backward passes to its input, and nothing else. A and B alternate in one
@@ -42,7 +43,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--only", help="the cases whose solver has this name")
+    parser.add_argument("--only", nargs="+", metavar="SOLVER", help="the cases of these solvers")
     parser.add_argument("--markdown", type=Path)
     arguments = parser.parse_args()
 
@@ -56,7 +57,7 @@ def main() -> None:
     print("\n".join(head))
     rows = []
     for solver, operator in CASES:
-        if arguments.only not in (None, solver):
+        if arguments.only and solver not in arguments.only:
             continue
         run = time_solver(prior, solver, operator, size, arguments.batch, steps, arguments.repeats)
         rows.append(
