@@ -8,8 +8,10 @@ import torch
 
 import invdiff
 from invdiff import operators, solvers
+from invdiff.priors.base import Sigma
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.problem import Problem
+from invdiff.restoration import states
 from invdiff.solvers.first_level import FirstLevel, first_level
 from invdiff.solvers.point import FIRST
 
@@ -126,3 +128,62 @@ def test_a_hole_is_not_done_because_the_rest_is_explained() -> None:
     y = torch.full((1, *SHAPE), 0.9)
     solution = invdiff.restore(y, "inpaint:box=32x32", 0.05, prior=prior, solver="dpir:steps=12")
     assert solution.nfe > 6
+
+
+def test_where_it_starts() -> None:
+    """Few steps start at the error of the whole, more at that of the worst places or of what is hidden."""
+    prior = GaussianPrior(torch.full(SHAPE, 0.5), 0.05)
+
+    def first(spec: str, **settings: float) -> float:
+        operator = operators.get(spec)
+        problem = Problem.from_measurement(torch.zeros(1, *operator.measurement_shape(SHAPE)), operator, 0.05)
+        return solvers.get("dpir", **settings).levels(problem, prior)[0]
+
+    noise, small = found("identity"), found("downsample:factor=8")
+    assert [first("identity", steps=steps) for steps in (1, 2)] == [noise.error] * 2
+    assert first("identity", steps=3) == first("identity", steps=30) == pytest.approx(1.5 * noise.worst)
+    assert small.hidden > 1.5 * small.worst and first("downsample:factor=8", steps=10) == small.hidden
+    assert first("inpaint:box=32x32", steps=10) == FIRST < found("inpaint:box=32x32").hidden
+    # Below a last level that was asked for there is none to start at.
+    assert first("identity", steps=5, sigma_min=0.2) == pytest.approx(0.2)
+
+
+class Wanders(GaussianPrior):
+    """Answers with flat pictures that explain y; bright ones sway, by more than a step may move them in the end."""
+
+    turn = 0
+
+    def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+        self.turn += 1
+        bright = x.flatten(1).mean(1) > 0.5
+        level = torch.where(bright, 0.7 + 0.012 * (-1) ** self.turn, 0.3)
+        return level[:, None, None, None].expand_as(x)
+
+
+def test_an_image_that_still_moves_is_not_done() -> None:
+    """Though its noise is explained, and another beside it is done."""
+    noise = 0.05 * torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(1))
+    y = torch.tensor([0.3, 0.7])[:, None, None, None] + noise
+    for rows, wanted in ((slice(0, 1), 3), (slice(1, 2), 12), (slice(0, 2), 12)):
+        problem = Problem.from_measurement(y[rows], "identity", 0.05)
+        found = list(states(problem, Wanders(torch.full(SHAPE, 0.5), 0.002), solvers.get("dpir", steps=12)))
+        assert len(found) <= wanted and (wanted < 12 or len(found) == 12)
+        assert (problem.residual(found[-1].clean) < 1.05).all()
+
+
+def test_images_with_noise_of_their_own_share_a_batch() -> None:
+    """Each is weighed by its own noise: the level is that of the one that needs the highest."""
+    prior = GaussianPrior(torch.full(SHAPE, 0.5), 0.02)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.stack([torch.rand(SHAPE, generator=generator) * 0.2 + bright for bright in (0.1, 0.7)])
+    problem = Problem.from_measurement(y, "inpaint:keep=0.9", "poisson:gain=0.02").whitened()
+    each = [first_level(problem.rows([row])) for row in (0, 1)]
+    together = first_level(problem)
+    assert together is not None and each[0] is not None and each[1] is not None
+    assert together.worst == max(each[0].worst, each[1].worst) > min(each[0].worst, each[1].worst)
+    *_, last = states(
+        Problem.from_measurement(y, "inpaint:keep=0.9", "poisson:gain=0.02"), prior, solvers.get("dpir", steps=4)
+    )
+    assert last.x.shape == y.shape
+    several = invdiff.restore(y, "identity", "poisson:gain=0.02", prior, "dpir", 4, samples=2, batch_size=4)
+    assert torch.equal(several.samples[0], several.samples[1])

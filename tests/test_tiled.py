@@ -338,9 +338,30 @@ def test_a_restoration_without_memory_takes_fewer_images_then_tiles(most, tile, 
     small.prior.network.norm = small.prior.network.inner = torch.nn.Identity()
     with pytest.warns(InputWarning, match="not enough memory: going on with 2 images at once") as told:
         found, small = restored(small)
+    small.prior.network.calls.clear()
     restored(small)
     assert len(told) == 1 and small.describe()["tile"] == tile
+    assert small.batch in (1, 2) and max(shape[0] for shape in small.prior.network.calls) <= 2  # without trying again
     assert (found.samples - wanted.samples).abs().max() < 1e-9 and found.nfe == wanted.nfe == 4
+
+
+def test_what_a_failed_batch_reported_is_forgotten():
+    """Its moves are made again, by fewer particles' images at once, and told once."""
+    prior = GaussianPrior(torch.full((3, 8, 8), 0.5), 0.05)
+    y, denoise, calls = torch.rand(2, 3, 8, 8), prior.denoise, []
+    wanted = invdiff.restore(y, "identity", 0.1, prior, "tds:particles=4", 4, batch_size=2)
+
+    def failing(x, sigma):
+        calls.append(len(x))
+        return out_of_memory() if len(calls) == 3 else denoise(x, sigma)
+
+    prior.denoise = failing
+    with pytest.warns(InputWarning, match="1 image at once"):
+        found = invdiff.restore(y, "identity", 0.1, prior, "tds:particles=4", 4, batch_size=2)
+    assert {name: values.shape for name, values in found.diagnostics.items()} == {
+        name: values.shape for name, values in wanted.diagnostics.items()
+    }
+    assert wanted.diagnostics and torch.allclose(found.samples, wanted.samples, atol=1e-5)
 
 
 def test_a_single_image_of_a_prior_without_tiles_says_what_it_ran_out_of():

@@ -81,7 +81,10 @@ class DPIR(PointEstimate):
             first = found.error
         else:
             first = min(max(MARGIN * found.worst, found.hidden), FIRST)
-        return replace(self, sigma_max=min(max(first, prior.sigma_min), prior.sigma_max)).levels(problem, prior)
+        last = prior.sigma_min if self.sigma_min is None else self.sigma_min
+        return replace(self, sigma_max=max(min(max(first, prior.sigma_min), prior.sigma_max), last)).levels(
+            problem, prior
+        )
 
     def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
         z = self.start(problem, prior, 0.0, noise)

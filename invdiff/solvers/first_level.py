@@ -14,7 +14,7 @@ every linear operator alike and before the first network call:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 
@@ -22,6 +22,7 @@ from invdiff.operator import Operator, Shape
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.problem import Problem
 from invdiff.sampling import generator
+from invdiff.whitening import Whitened
 
 SMALLEST = 8
 """Sides from which a picture has a power law to speak of."""
@@ -59,6 +60,10 @@ def first_level(problem: Problem) -> FirstLevel | None:
     operator, shape = problem.operator, tuple(problem.image_shape)
     if not operator.linear or len(shape) != 3 or min(shape[1:]) < SMALLEST:
         return None
+    if isinstance(operator, Whitened) and len(problem.y) > 1:  # weighs each image by its own noise
+        different = [k for k, y in enumerate(problem.y) if not any(torch.equal(y, other) for other in problem.y[:k])]
+        each = [first_level(problem.rows([k])) for k in different]
+        return FirstLevel(*(max(values) for values in zip(*(astuple(one) for one in each if one), strict=True)))
     key = ("first level", (shape, problem.sigma_y, problem.y.dtype, problem.y.device))
 
     def measure() -> FirstLevel:
