@@ -371,7 +371,7 @@ def write(
             output["samples"] = [str(job.companion(f"-sample-{k}")) for k in range(1, len(samples) + 1)]
             for name, sample in zip(output["samples"], samples, strict=True):
                 write_image(name, sample, bits)
-        output["clipped"] = write_image(path, samples.mean(0), bits)
+        output["clipped"] = write_image(path, samples[0] if len(samples) == 1 else samples.mean(0), bits)
         record |= {
             "output": output,
             "command": settings.command(job, record),

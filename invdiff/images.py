@@ -14,8 +14,6 @@ import json
 import math
 import os
 import re
-import struct
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from invdiff.atomic import all_or_nothing, atomic_path
 from invdiff.errors import ImageError, NumericalError, UsageError
 from invdiff.image_decoding import MAX_PIXELS, read_array, read_npy, read_picture, read_tiff
+from invdiff.image_encoding import encode, rounded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -221,8 +220,6 @@ def write_image(path: str | os.PathLike[str], tensor: torch.Tensor, bits: int | 
     Raises NumericalError for NaN or infinity, UsageError for a wrong tensor or `bits`, ImageError where the file cannot
     be written; then nothing is written.
     """
-    import numpy as np
-
     suffix = Path(path).suffix.lower()
     if suffix not in WRITABLE_BITS:
         raise ImageError(f"cannot write {path}: unknown extension {suffix!r}. Use one of {', '.join(WRITABLE_BITS)}.")
@@ -233,14 +230,9 @@ def write_image(path: str | os.PathLike[str], tensor: torch.Tensor, bits: int | 
     pixels = _pixels(tensor, path)
     if suffix != ".npy" and pixels.shape[2] not in (1, 3):
         raise UsageError(f"cannot write {pixels.shape[2]} channels to {path}: {suffix} takes 1 or 3. Write an .npy.")
-    clipped = 0.0
-    if bits < 32:
-        peak = 2**bits - 1
-        codes = np.rint(pixels * peak)
-        clipped = float(((codes < 0) | (codes > peak)).mean())
-        pixels = codes.clip(0, peak).astype(np.uint8 if bits == 8 else np.uint16)
+    pixels, clipped = (pixels, 0.0) if bits == 32 else rounded(pixels, bits)
     with atomic_path(path) as temporary:
-        _encode(temporary, pixels)
+        encode(temporary, pixels)
     return clipped
 
 
@@ -259,14 +251,14 @@ def write_measurement(path: str | os.PathLike[str], y: torch.Tensor, bits: int |
 
 
 def _pixels(tensor: torch.Tensor, path: str | os.PathLike[str]) -> np.ndarray:
-    """The tensor as (H, W, C) float32, checked to be one finite image."""
+    """The tensor as (H, W, C) float32, checked to be one finite image; perhaps its own memory."""
     if not tensor.is_floating_point():
         raise UsageError(f"cannot write {tensor.dtype} to {path}: give floats in [0, 1], for instance x.float() / 255.")
     image = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
     if image.ndim != 3 or 0 in image.shape:
         shape = tuple(tensor.shape)
         raise UsageError(f"cannot write shape {shape} to {path}: give one image (C, H, W); to_grid joins several.")
-    return _finite(image, path).permute(1, 2, 0).contiguous().numpy()
+    return _finite(image, path).permute(1, 2, 0).numpy()
 
 
 def _finite(tensor: torch.Tensor, path: str | os.PathLike[str]) -> torch.Tensor:
@@ -276,49 +268,6 @@ def _finite(tensor: torch.Tensor, path: str | os.PathLike[str]) -> torch.Tensor:
     if bad:
         raise NumericalError(f"{bad} of {values.numel()} values are NaN or infinite; {path} was not written.")
     return values
-
-
-def _encode(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W, C) uint8, uint16 or float32 in the format of the extension."""
-    import numpy as np
-    from PIL import Image
-
-    suffix = path.suffix.lower()
-    squeezed = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-    if suffix == ".npy":
-        with path.open("wb") as file:  # numpy.save would add a second extension to NAME.NPY
-            np.save(file, np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-    elif suffix in (".tif", ".tiff"):
-        import tifffile
-
-        tifffile.imwrite(path, squeezed, photometric="minisblack" if squeezed.ndim == 2 else "rgb", metadata=None)
-    elif pixels.dtype == np.uint16:
-        path.write_bytes(_deep_png(pixels))
-    else:
-        options: dict[str, Any] = {"quality": 95, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
-        options |= {"lossless": True} if suffix == ".webp" else {}
-        try:
-            Image.fromarray(squeezed).save(path, **options)
-        except ValueError as error:  # WebP ends at 16383 pixels a side
-            raise OSError(f"{' '.join(str(error).split())}, write a .png instead") from error
-
-
-def _deep_png(pixels: np.ndarray) -> bytes:
-    """A 16-bit grey or RGB PNG of (H, W, C) uint16, which Pillow cannot write in colour.
-
-    Every row has filter 2, the difference from the row above mod 256: cheap, and well compressible for photographs.
-    """
-    import numpy as np
-
-    height, width, channels = pixels.shape
-    stored = pixels.astype(">u2").view(np.uint8).reshape(height, -1)
-    rows = np.full((height, 1 + stored.shape[1]), 2, np.uint8)
-    rows[:, 1:] = stored
-    rows[1:, 1:] -= stored[:-1]
-    header = struct.pack(">IIBBBBB", width, height, 16, 0 if channels == 1 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
-    framed = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
 def centre(image: torch.Tensor, side: int) -> torch.Tensor:

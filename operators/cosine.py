@@ -8,6 +8,7 @@ By FFT it costs H W log(H W) and no matrix (Makhoul, A fast cosine transform in 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from invdiff.operator import SVD
 from .constants import Constant, working
 from .kernels import Stencil
 
+STRIP = 2**21
+"""Numbers that a processor transforms at a time: what lies in between takes several times their memory."""
+
 
 def symmetric(stencil: Stencil) -> bool:
     """True if the weights are mirror images of themselves, up to down and left to right, around the central pixel."""
@@ -25,6 +29,14 @@ def symmetric(stencil: Stencil) -> bool:
     # Computed kernels are symmetric to rounding only.
     gap = max(np.abs(plane - plane[::-1]).max(), np.abs(plane - plane[:, ::-1]).max())
     return bool(centred and gap <= 1e-15 * np.abs(plane).sum())
+
+
+def in_strips(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    """A function along the last dimension of x (..., rows, N), on a processor of some rows at a time where there are many."""
+    rows = max(1, STRIP // max(1, x.numel() // x.shape[-2]))
+    if x.device.type != "cpu" or rows >= x.shape[-2]:
+        return function(x)
+    return torch.cat([function(part) for part in x.split(rows, -2)], -2)
 
 
 class Cosines:
@@ -41,11 +53,17 @@ class Cosines:
         self.untwiddle = Constant(back)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return in_strips(self._forward, x)
+
+    def inverse(self, c: torch.Tensor) -> torch.Tensor:
+        return in_strips(self._inverse, c)
+
+    def _forward(self, x: torch.Tensor) -> torch.Tensor:
         v = torch.cat([x[..., ::2], x[..., 1::2].flip(-1)], -1)
         P = torch.fft.rfft(v) * self.twiddle.like(x)
         return torch.cat([P.real, -P.imag[..., 1 : (self.size + 1) // 2].flip(-1)], -1)
 
-    def inverse(self, c: torch.Tensor) -> torch.Tensor:
+    def _inverse(self, c: torch.Tensor) -> torch.Tensor:
         half = self.size // 2 + 1
         # X_N = 0, and for even N the middle is its own mirror: X_(N/2) = Re P = -Im P there.
         mirrored = torch.cat([torch.zeros_like(c[..., :1]), c.flip(-1)[..., : half - 1]], -1)

@@ -19,7 +19,7 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from invdiff import atomic, image_decoding, images
+from invdiff import atomic, image_decoding, image_encoding, images
 from invdiff.errors import ImageError, NumericalError, UsageError
 from invdiff.images import (
     atomic_path,
@@ -509,14 +509,14 @@ def test_a_full_disk_leaves_the_old_file_and_no_partial_one(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name, bits", [("x.png", 8), ("x.png", 16), ("x.tif", 32), ("x.npy", 32), ("x.jpg", 8)])
 def test_a_disk_that_fills_during_the_write_leaves_nothing(tmp_path, monkeypatch, name, bits):
-    encode = images._encode
+    encode = images.encode
 
     def partly(path, pixels):
         encode(path, pixels)
         path.write_bytes(path.read_bytes()[:10])
         out_of_space()
 
-    monkeypatch.setattr(images, "_encode", partly)
+    monkeypatch.setattr(images, "encode", partly)
     with pytest.raises(ImageError, match="No space left"):
         write_image(tmp_path / name, torch.zeros(3, 4, 4), bits)
     assert not list(tmp_path.iterdir())
@@ -622,7 +622,7 @@ def test_unwritable_places_are_named_with_a_fix(tmp_path, monkeypatch):
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(images, "_encode", denied)
+    monkeypatch.setattr(images, "encode", denied)
     with pytest.raises(ImageError, match=r"Permission denied. Choose a folder you may write to"):
         write_image(tmp_path / "x.png", torch.zeros(1, 2, 2))
     assert {file.name for file in tmp_path.iterdir()} == {"file", "folder.png"}
@@ -769,3 +769,13 @@ def test_the_unfilter_notices_a_wrong_rule(monkeypatch):
     assert np.array_equal(image_decoding._unfilter(kinds, rows).view(">u2"), pixels)
     for wrong in (0, 1, 2, 3):
         assert not np.array_equal(image_decoding._unfilter(np.full(5, wrong, np.uint8), rows).view(">u2"), pixels)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_codes_of_a_tall_image_are_those_of_its_strips_together(tmp_path, bits):
+    x = torch.rand(3, 2 * image_encoding.STRIP + 5, 3, generator=torch.Generator().manual_seed(0)) * 1.2 - 0.1
+    clipped = write_image(tmp_path / "x.png", x, bits)
+    codes = np.rint(x.numpy() * (2**bits - 1))
+    assert clipped == pytest.approx(((codes < 0) | (codes > 2**bits - 1)).mean())
+    expected = codes.clip(0, 2**bits - 1) / (2**bits - 1)
+    assert np.abs(read_image(tmp_path / "x.png").tensor.numpy() - expected).max() < 1e-7

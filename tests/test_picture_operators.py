@@ -332,3 +332,20 @@ def test_the_command_line_tells_too(tmp_path: Path) -> None:
     command = ["degrade", str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png"), "--noise", "0"]
     done = CliRunner().invoke(main, [*command, "--operator", f"kernel_blur:kernel={tmp_path}/k.npy"])
     assert done.exit_code == 0 and "warning: kernel_blur: kernel sums to 9" in done.output, done.output
+
+
+def test_cosines_of_large_images_are_taken_in_strips(monkeypatch):
+    """The same numbers and gradients, whatever the strips; a width of one strip's memory and more, too."""
+    from invdiff.operators import cosine
+
+    x = torch.rand(2, 3, 37, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    answers = []
+    for strip in (2**21, 2 * 3 * 24 * 5, 7):
+        monkeypatch.setattr(cosine, "STRIP", strip)
+        operator, leaf = operators.get("gaussian_blur:sigma=1"), x.clone().requires_grad_()
+        y = operator.A(leaf)
+        (gradient,) = torch.autograd.grad(y.square().sum(), leaf)
+        answers.append((y.detach(), gradient, operator.prox_l2(x, y.detach(), 20.0)))
+    for other in answers[1:]:
+        for found, expected in zip(other, answers[0], strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
