@@ -19,8 +19,7 @@ CHECK_EVERY = 50
 # is then off by 3.5 times as much (rms): one step of 8 bits. Rounding to float32 alone leaves 2e-4 there.
 TOLD_ABOVE = 1e-3
 # The data step in single precision is right to this, root mean square, in [0, 1] units: an eightieth of a step of 8 bits,
-# which a network of half precision does not see. Tomography, whose preconditioner is a rough one, is off by up to 3e-4 where
-# it has few angles and sigma is 100 times sigma_y. Least: what rounding lets the iterations reach.
+# which a network of half precision does not see. Least: what rounding lets the iterations reach.
 ACCURACY = 5e-5
 LEAST_TOLERANCE = 1e-6
 # Iterations between two looks at whether all is done, on a device that would have to be waited for.

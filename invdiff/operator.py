@@ -170,18 +170,18 @@ class Operator:
         nearly = self.image_preconditioner(shape, gamma, 1.0)
         if nearly is not None:
             # Iterated for x - z after all, which is smaller than y and whose A^T A is nearly a convolution; what stops it is
-            # gamma ||A e||^2 + ||e||^2 of its error e, and that is at most what the residual for q would leave. P is M^-1
-            # but nearly: a quarter of it.
-            energy = gamma * linalg.dot(misfit, misfit)
+            # gamma ||A e||^2 + ||e||^2 of its error e, at most what the residual for q would leave, if P were M^-1: `rough`.
+            energy, rough = gamma * linalg.dot(misfit, misfit), 4 * max(1.0, gamma / 1000) ** 0.6
+            near = (share / rough) ** 2
             return z + self._iterate(
                 "prox_l2",
                 lambda v: gamma * self.A_adjoint_A(v) + v,
                 gamma * self.A_adjoint(misfit),
                 nearly,
                 energy,
-                None if tolerance is None else (tolerance / 4).clamp(min=linalg.LEAST_TOLERANCE),
+                None if tolerance is None else (tolerance / rough).clamp(min=linalg.LEAST_TOLERANCE),
                 # gamma ||misfit - A v||^2 = energy - <v, M v> - ||v||^2 for the v with M v = gamma A^T misfit.
-                (lambda v, vMv: (share / 4) ** 2 * (energy - vMv - linalg.dot(v, v)).clamp(min=0)) if share else None,
+                (lambda v, vMv: near * (energy - vMv - linalg.dot(v, v)).clamp(min=0)) if share else None,
             )
         q = self._iterate(
             "prox_l2",

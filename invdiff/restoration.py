@@ -75,7 +75,7 @@ def restore(
     Gaussian noise whose sigma_y is estimated from y, one image at a time (`invdiff.noise.estimate`).
     prior: a Prior, or what `load_prior` takes.
     solver: a Solver, a name or spec, or "auto", the best that was measured; steps and further keywords are its
-    hyperparameters, and for "auto" steps is the most network calls for one sample.
+    hyperparameters, and for "auto" steps is the most network calls for one sample, backward passes counted too.
     samples: how many for each image, or "auto": until the standard error of the mean of every image (root mean square
     over its pixels) is at most `tolerance`, in [0, 1] units, or there are MOST_SAMPLES.
     seed, ids: sample k of image id depends on (seed, id, k) alone, so not on batch_size (how many samples run
@@ -179,10 +179,15 @@ class _Runs:
         self.problem, self.prior, self.solver, self.seed, self.keys, self.size = (
             problem, prior, solver, seed, keys, size,
         )  # fmt: skip
-        self.nfe = 0
+        self._spent = self._finished = 0  # network calls of all runs, and their number
         self._runs = 0
         self._drawn: list[torch.Tensor] = []
         self._diagnostics: list[dict[str, torch.Tensor]] = []
+
+    @property
+    def nfe(self) -> int:
+        """Network calls for each run, on average, rounded up: an image that is done early takes fewer."""
+        return -(-self._spent // max(1, self._finished))
 
     def draw(self, runs: int, progress: bool = False) -> torch.Tensor:
         """`runs` more runs; all samples so far, (n, B, *image shape)."""
@@ -228,14 +233,15 @@ class _Runs:
         """One run for each (image, run) together: (len(chunk), particles, *image shape)."""
         part = self.problem.rows([image for image, _ in chunk]).to(self.prior.device)
         generators = [generator(self.seed, self.keys[image], k) for image, k in chunk]
-        particles = None
+        particles, calls = None, 0
         for state in run(part, self.prior, self.solver, Noise(generators, self.problem.image_shape, part.y)):
             advance(state)
             diagnostics.add(state)
-            self.nfe = state.nfe
+            calls = state.nfe
             particles = state.x[:, None] if state.population is None else state.population
             del state  # its images would lie in memory beside the next one's
         assert particles is not None  # run yields at least once
+        self._spent, self._finished = self._spent + calls * len(chunk), self._finished + len(chunk)
         return particles.to(self.problem.y.device)
 
     def _take_less(self, together: int) -> None:

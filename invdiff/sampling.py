@@ -125,7 +125,8 @@ class CountedPrior(WrappedPrior):
 class State:
     """What the loop knows after one move.
 
-    step: 1-based, of `steps`; sigma: the level just left, next_sigma: the level reached (0 at the end);
+    step: 1-based, of `steps`; sigma: the level just left, next_sigma: the level reached (0 at the end,
+    unless the method is done before);
     clean: E[x_0 | x]; estimate: the solver's E[x_0 | x, y]; x: the sample at next_sigma. All (B, *image shape).
     nfe: network calls so far, for each sample. population: at the end of a method that works with particles, all of
     them, equally weighted, (B, N, *image shape). diagnostics: what the method reports of this move, (B,) each.

@@ -191,7 +191,7 @@ class FourierSubsample(KSpace):
 
     def observed(self, shape: Shape) -> torch.Tensor:
         """m for both parts; but the spectrum of a real image is real where k = -k, and its imaginary part says nothing."""
-        found: torch.Tensor = self.cached(("observed", shape), lambda: self._out(self._parts(shape)))
+        found: torch.Tensor = self.cached(("observed", tuple(shape)), lambda: self._out(self._parts(shape)))
         return found
 
     def _parts(self, shape: Shape) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Filters with any kernel and a boundary that is not circular: pad, then convolve through the FFT.
 
-No closed-form decomposition: inverses are conjugate gradients, preconditioned by the circular filter of that kernel.
+No closed-form decomposition: inverses are conjugate gradients, preconditioned by the circular filter of that
+kernel, with zeros around what it inverts.
 """
 
 from __future__ import annotations

@@ -118,6 +118,11 @@ def test_an_image_that_is_explained_is_done() -> None:
     first, second, both = run(slice(0, 1)), run(slice(1, 2)), run(slice(0, 2))
     assert first[1] < second[1] == 12 and first[1] < both[1] < 12
     assert torch.allclose(both[0], torch.cat([first[0], second[0]]), atol=1e-6)
+    # One after the other, in either order: the calls of each count, not those of the last.
+    for order in ([0, 1], [1, 0]):
+        solver = solvers.get("dpir", steps=12)
+        apart = invdiff.restore(y[order], "identity", 0.05, prior=prior, solver=solver, batch_size=1)
+        assert apart.nfe == both[1] == -(-(first[1] + 12) // 2)
     going_on = run(slice(0, 2), settled=0)
     assert going_on[1] == 12 and torch.allclose(going_on[0][1], second[0][0], atol=1e-6)
     assert not torch.allclose(going_on[0][0], first[0][0], atol=1e-3)

@@ -212,6 +212,25 @@ SPREAD = [
 ]
 
 
+@pytest.mark.parametrize("spec", ["tomography:angles=8", "tomography:angles=15,stop=60", SPREAD[2]])
+def test_rough_preconditioners_are_not_trusted_where_gamma_is_large(spec: str) -> None:
+    """At sigma = 100 sigma_y; far above it float32 itself ends at some 1e-4."""
+    operator, sigma_y, gamma = operators.get(spec), 0.01, 6667.0
+    x = 0.5 + operators.get("gaussian_blur:sigma=2").A(normal(1, 1, 32, 32))
+    clean = operator.A(x)
+    mask = operator.observed((1, 32, 32))
+    y = clean + sigma_y * normal(*clean.shape, seed=2) * (1.0 if mask is None else mask)
+    z = x + 0.1 * gamma**0.5 * sigma_y * normal(*x.shape, seed=1)
+    exact, _ = steps(operator, z, y, gamma)
+    single = steps(operator, z.float(), y.float(), gamma)[0].double()
+    assert float((single - exact).square().mean().sqrt()) <= ACCURACY
+    with missing(SHARE):
+        e = steps(operator, z.float(), y.float(), gamma)[0].double() - exact
+    q = y - operator.A(exact)
+    energy = gamma * dot(operator.A(e), operator.A(e)) + dot(e, e)
+    assert float((energy / (gamma * dot(q, q))).sqrt()) <= SHARE
+
+
 @pytest.mark.parametrize("gamma", [3.0, 100.0, 3000.0])
 @pytest.mark.parametrize("spec", SPREAD)
 def test_a_share_of_the_posteriors_spread_may_be_missed(spec: str, gamma: float) -> None:

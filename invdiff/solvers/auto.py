@@ -12,7 +12,7 @@ from invdiff.solvers.base import Solver
 from invdiff.solvers.recommendation import recommend
 
 CALLS = 20
-"""Network calls of `auto`, where the user gives no steps."""
+"""Network calls and backward passes of `auto`, where the user gives no steps."""
 
 
 def choose(
@@ -25,8 +25,8 @@ def choose(
     replaced: bool = False,
 ) -> Solver:
     """The solver that `solver="auto"` stands for. image_shape: (C, H, W) of x; noise: sigma_y in [0, 1] units; calls: the
-    most network calls for one sample; several: a mean of samples is asked for; replaced: the noise has put other values in
-    the place of some, which the method must leave out."""
+    most network calls and backward passes for one sample; several: a mean of samples is asked for; replaced: the noise has
+    put other values in the place of some, which the method must leave out."""
     aim = "psnr" if several else "single"
     found = recommend(operator, image_shape, noise, CALLS if calls is None else calls, aim)
     for _, solver in found:

@@ -8,7 +8,8 @@ every linear operator alike and before the first network call:
   (`GaussianImages`), which the operator measures with noise sigma_y;
 - what the network would take for known because it is smooth, a hole or a colour that is not measured. A constant over a
   square of s x s pixels is one direction of length s; y tells it up to sigma_y / g, with g^2 the share of its square that A
-  keeps, and pictures vary by s / 4 in it. The lesser of the two must drown in noise, for every s and every square.
+  keeps, and pictures vary by s / 4 in it. The lesser of the two must drown in noise, for s = 2, 4, 8, ... and every
+  square of a grid of them.
 """
 
 from __future__ import annotations
