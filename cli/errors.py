@@ -6,13 +6,12 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from invdiff.errors import InvdiffError, PluginError
-from invdiff.memory import is_out_of_memory
+from invdiff.memory import for_want_of_memory
 
 OUT_OF_MEMORY = (
     "not enough memory; use a smaller --batch-size or smaller images, raise the limit (ulimit -v, the container's), or use "
@@ -56,19 +55,12 @@ def report(error: BaseException, debug: bool = False) -> int:
     return error.exit_code if isinstance(error, InvdiffError) else 1
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and what it came from: importing a library fails otherwise than what it could not allocate."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def explain(error: BaseException) -> str | None:
     """What happened and how to fix it, in one line, for everything a user can act on; None for a bug."""
     text = str(error)
     if isinstance(error, InvdiffError):
         return one_line(text)
-    if any(is_out_of_memory(each) or "failed to map segment" in str(each) for each in chain(error)):
+    if for_want_of_memory(error):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{error.filename}: {DISK_FULL}" if error.filename else DISK_FULL

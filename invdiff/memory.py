@@ -75,7 +75,7 @@ def _room(limit: Path, used: Path, stat: Path, cached: str) -> list[int]:
     return [max(0, most - taken + int(lines.get(cached, 0)))]
 
 
-# CUDA, cuBLAS, cuDNN, cuFFT, MPS, Triton, torch on a CPU, C++, oneDNN, the system.
+# CUDA, cuBLAS, cuDNN, cuFFT, MPS, Triton, torch on a CPU, C++, oneDNN, the system, its loader of libraries.
 SAID = (
     "out of memory",
     "alloc_failed",
@@ -83,6 +83,7 @@ SAID = (
     "bad_alloc",
     "could not create a memory object",
     "cannot allocate memory",
+    "failed to map segment",
 )
 
 
@@ -90,5 +91,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that an allocation failed: Python's, a device's or its libraries', or torch's on a CPU."""
     text = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, (RuntimeError, OSError)) and any(words in text for words in SAID)
+        isinstance(error, (RuntimeError, OSError, ImportError)) and any(words in text for words in SAID)
     )
+
+
+def for_want_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it came from, is out of memory: what an allocation breaks fails otherwise itself."""
+    while error is not None:
+        if is_out_of_memory(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

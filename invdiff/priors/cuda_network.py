@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from invdiff.device import autocast
-from invdiff.memory import is_out_of_memory
+from invdiff.memory import for_want_of_memory
 from invdiff.priors.fused_block import fuse
 from invdiff.priors.tensor_files import first_line
 
@@ -92,12 +92,12 @@ class CudaNetwork:
             with autocast(self.device, self.precision, keep=False):
                 graph = Graph(self._eager, x, t, self._pool, self._beside)
         except RuntimeError as error:
-            cause = error.__context__ or error
-            if is_out_of_memory(error) or is_out_of_memory(cause):
+            if for_want_of_memory(error):
                 self._calls[shape] = -(2**31)  # never for this shape
                 torch.cuda.empty_cache()
                 return None
             # A network that looks at its numbers, for instance.
+            cause = error.__context__ or error
             log.info("no CUDA graph of the network (%s): its kernels are launched one by one", first_line(cause)[:200])
             self._capturing = False
             return None

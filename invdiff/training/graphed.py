@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from invdiff.memory import is_out_of_memory
+from invdiff.memory import for_want_of_memory
 from invdiff.priors.cuda_network import capturing
 from invdiff.priors.tensor_files import first_line
 
@@ -78,13 +78,12 @@ class GraphedGradients:
             gradients = [parameter.grad for parameter in self._parameters]
             self._recordings[tuple(given[0].shape)] = Recording(graph, inputs, outputs, gradients)
         except RuntimeError as error:
-            cause = error.__context__ or error
-            if is_out_of_memory(error) or is_out_of_memory(cause):
+            if for_want_of_memory(error):
                 self._give_up("their memory, beside that of the steps, is not there")
                 self._recordings.clear()
                 torch.cuda.empty_cache()
             else:
-                self._give_up(first_line(cause)[:200])
+                self._give_up(first_line(error.__context__ or error)[:200])
         self._forget()
 
     def _give_up(self, why: str) -> None:
