@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from invdiff.atomic import atomic_path
 from invdiff.evaluation.store import load
 from invdiff.evaluation.summary import Summary, summaries
+from invdiff.files.atomic import atomic_path
 
 
 def entry(row: Summary | None) -> str:

@@ -23,7 +23,7 @@ import torch  # noqa: E402
 from deepinv_physics import BUILDERS, NOT_BUILT, ONE_AT_A_TIME  # noqa: E402
 
 from invdiff import solvers  # noqa: E402
-from invdiff.bridge import as_operator  # noqa: E402
+from invdiff.operator.deepinv_physics import as_operator  # noqa: E402
 
 
 def number(error: float, limit: float) -> str:
@@ -41,7 +41,7 @@ def row(name: str, groups: dict[tuple[str, ...], str]) -> str:
     adjoint = number(op.adjoint_error(shape), 1e-4) if op.linear else ""
     own = op.linear and type(physics).prox_l2 is not deepinv.physics.LinearPhysics.prox_l2
     prox = number(op.prox_error(shape), 1e-3) if own else ""
-    able = tuple(solver for solver in solvers.names() if not solvers.get(solver).missing(op))
+    able = tuple(solver for solver in solvers.names() if not solvers.get(solver).unmet(op))
     letter = groups.setdefault(able, "ABCDEFGH"[len(groups)])
     cells = [name, "yes" if op.linear else "no", kind, "yes" if op.has_svd else "", adjoint, prox, letter]
     return f"| {' | '.join(cells)} |"

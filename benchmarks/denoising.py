@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 import invdiff
-from invdiff.evaluation.metrics import psnr, ssim
-from invdiff.images import list_images, read_image
-from invdiff.restoration import resolve_prior
+from invdiff.files.images import list_images, read_image
+from invdiff.restoration.api import resolve_prior
+from invdiff.scores.metrics import psnr, ssim
 
 SIGMAS = (5, 15, 25, 50, 100)
 

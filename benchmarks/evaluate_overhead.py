@@ -19,11 +19,11 @@ from pathlib import Path
 import torch
 
 import invdiff
-from invdiff.atomic import atomic_path
 from invdiff.evaluation.datasets import BUILTIN, PHOTOGRAPHS, DataSet
 from invdiff.evaluation.speed import alternate, median_ratio
-from invdiff.images import centre, write_image
-from invdiff.restoration import resolve_prior
+from invdiff.files.atomic import atomic_path
+from invdiff.files.images import centre, write_image
+from invdiff.restoration.api import resolve_prior
 
 
 def write_images(folder: Path, side: int, count: int) -> list[torch.Tensor]:

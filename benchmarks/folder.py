@@ -21,7 +21,7 @@ from skimage import data
 from invdiff.cli import restoring
 from invdiff.cli.restore import restore
 from invdiff.evaluation.speed import Call, alternate, median_ratio, replay
-from invdiff.images import write_image
+from invdiff.files.images import write_image
 from invdiff.priors import load_prior
 from invdiff.priors.network import NetworkPrior
 

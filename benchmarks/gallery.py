@@ -21,15 +21,15 @@ import torch
 
 import invdiff
 from invdiff import operators
-from invdiff.atomic import atomic_path
 from invdiff.cli.demo import shipped_photograph, square
-from invdiff.evaluation.ambiguity import best_of_ambiguities
-from invdiff.evaluation.comparison import as_image
-from invdiff.evaluation.metrics import psnr
-from invdiff.images import to_grid, write_image
-from invdiff.operator import Operator
-from invdiff.parameters import declarations
-from invdiff.restoration import resolve_prior
+from invdiff.files.atomic import atomic_path
+from invdiff.files.images import to_grid, write_image
+from invdiff.operator.contract import Operator
+from invdiff.restoration.api import resolve_prior
+from invdiff.scores.ambiguity import best_of_ambiguities
+from invdiff.scores.comparison import as_image
+from invdiff.scores.metrics import psnr
+from invdiff.specs.parameters import declarations
 
 SPECS: dict[str, tuple[str, float]] = {
     "identity": ("identity", 0.1),

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 
-from invdiff.images import write_image
+from invdiff.files.images import write_image
 
 ROOT = Path(__file__).resolve().parents[1]
 

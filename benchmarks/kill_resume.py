@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from invdiff.priors import load_prior
-from invdiff.priors.tensor_files import load_tensors
+from invdiff.priors.stored.tensor_files import load_tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = "training on "

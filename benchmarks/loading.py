@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 
-from invdiff.training.cache import Cache
 from invdiff.training.config import TrainingConfig
-from invdiff.training.data import CropSampler
-from invdiff.training.entries import find_entries
-from invdiff.training.photographs import Photographs
+from invdiff.training.data.cache import Cache
+from invdiff.training.data.entries import find_entries
+from invdiff.training.data.photographs import Photographs
+from invdiff.training.data.sampler import CropSampler
 
 HEAD = ["| what | threads | per second | per CPU second | Mpixel per CPU second |", "|---|---|---|---|---|"]
 PIXELS = 2**20

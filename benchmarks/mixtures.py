@@ -3,9 +3,9 @@
     python benchmarks/mixtures.py [--quick] [--solvers NAME ...] [--dimensions 8 80 800] [--steps 20 100] [--problems 20]
                                   [--particles 1000] [--results mixtures.jsonl] [--markdown docs/tables/mixtures.md]
 
-The problems are those of invdiff/evaluation/mixtures.py; the rows are METHODS below. Every result is appended to the file of
-results as it is made, and what stands there is not computed again, so that a run can be stopped and continued. The table
-holds mean +- 1.96 standard deviations / sqrt(problems). --quick: d = 8, three problems.
+The problems are those of invdiff/exactness/mixture_benchmark.py; the rows are METHODS below. Every result is appended
+to the file of results as it is made, and what stands there is not computed again, so that a run can be stopped and
+continued. The table holds mean +- 1.96 standard deviations / sqrt(problems). --quick: d = 8, three problems.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from invdiff import solvers
 from invdiff.errors import InvdiffError
-from invdiff.evaluation.mixtures import (
+from invdiff.exactness.mixture_benchmark import (
     DIMENSIONS,
     MEASURED,
     PROBLEMS,

@@ -17,11 +17,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from invdiff.generation import sample
-from invdiff.images import to_grid, write_image
+from invdiff.files.images import to_grid, write_image
 from invdiff.priors import load_prior
-from invdiff.priors.diffusers_folder import STATISTICS
-from invdiff.priors.loading import describe_checkpoint
+from invdiff.priors.stored.diffusers_folder import STATISTICS
+from invdiff.priors.stored.loading import describe_checkpoint
+from invdiff.samplers.generation import sample
 
 # CBSD68, colour, PSNR in dB. Published: the figure of color results of github.com/cszn/DPIR (Zhang et al. 2021).
 TARGETS = {15: 34.0, 25: 31.3, 50: 28.1}

@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 from skimage import data
 
-from invdiff.device import choose_device, precisions
-from invdiff.evaluation.metrics import psnr
 from invdiff.evaluation.speed import alternate, median_ratio, time_compilation
-from invdiff.images import centre
+from invdiff.files.images import centre
+from invdiff.machine.device import choose_device, precisions
 from invdiff.priors import load_prior
 from invdiff.priors.network import NetworkPrior
-from invdiff.restoration import degrade, restore
+from invdiff.problem.simulation import degrade
+from invdiff.restoration.api import restore
+from invdiff.scores.metrics import psnr
 
 SIGMAS = (0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 WARM = 5

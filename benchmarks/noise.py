@@ -5,7 +5,7 @@
 
 Protocol: the prior on three 96 x 96 crops of scikit-image's photographs, one sample each, PSNR of clipped, unrounded images
 averaged over images. "average": every entry has the noise of the average, so operators keep their decomposition;
-"whitened": each its own (invdiff/whitening.py). Seconds are those of computing, on the CPU, for one image.
+"whitened": each its own (invdiff/problem/whitening.py). Seconds are those of computing, on the CPU, for one image.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 
 import invdiff
 from invdiff import solvers
-from invdiff.evaluation.metrics import psnr
-from invdiff.restoration import resolve_prior
+from invdiff.restoration.api import resolve_prior
+from invdiff.scores.metrics import psnr
 
 CROPS = {"astronaut": (20, 170), "chelsea": (80, 110), "coffee": (150, 250)}
 SIDE = 96

@@ -20,10 +20,10 @@ import torch
 
 import invdiff
 from invdiff import operators
-from invdiff.images import list_images, read_image
+from invdiff.files.images import list_images, read_image
 from invdiff.noise import estimate
 from invdiff.noise.estimation import MAD
-from invdiff.operator import Operator
+from invdiff.operator.contract import Operator
 
 OPERATORS = [
     "identity",

@@ -1,11 +1,11 @@
 """PSNR of restorations through operators that are not linear: the measurement's own first guess, auto, each able solver.
 
     python benchmarks/nonlinear.py [--operator SPEC ...] [--noise 0.05 0.02] [--budget 20 100] [--solver SPEC ...]
-        [--restarts 1 4 8] [--record FILE] [--markdown docs/tables] [--recommend invdiff/solvers/recommendations.json]
+        [--restarts 1 4 8] [--record FILE] [--markdown docs/tables] [--recommend invdiff/restoration/recommendations.json]
 
 Protocol: the prior on three 64 x 64 crops of scikit-image's photographs, one sample each, PSNR of clipped, unrounded images
 averaged over them. A solver gets as many steps as the budget of network calls pays for. For phase retrieval the best of the
-ambiguities counts (invdiff/evaluation/ambiguity.py). Cells are kept in the record as soon as they are there, and what is
+ambiguities counts (invdiff/scores/ambiguity.py). Cells are kept in the record as soon as they are there, and what is
 there is not measured again. --restarts: auto on phase retrieval, the best residual of so many seeds.
 """
 
@@ -22,16 +22,16 @@ import torch
 
 import invdiff
 from invdiff import operators, solvers
-from invdiff.atomic import atomic_path
 from invdiff.errors import NumericalError
-from invdiff.evaluation.ambiguity import best_of_ambiguities
-from invdiff.evaluation.metrics import psnr
-from invdiff.operator import Operator
-from invdiff.priors.base import Prior
-from invdiff.restoration import resolve_prior
-from invdiff.solvers.auto import choose
-from invdiff.solvers.base import Solver
-from invdiff.solvers.recommendation import Score, within
+from invdiff.files.atomic import atomic_path
+from invdiff.operator.contract import Operator
+from invdiff.priors.prior import Prior
+from invdiff.restoration.api import resolve_prior
+from invdiff.restoration.auto import choose
+from invdiff.restoration.recommendation import Score, within
+from invdiff.scores.ambiguity import best_of_ambiguities
+from invdiff.scores.metrics import psnr
+from invdiff.solvers.solver import Solver
 
 CROPS = {"astronaut": (20, 170), "chelsea": (80, 110), "coffee": (150, 250)}
 SIDE = 64
@@ -48,7 +48,7 @@ def photographs() -> torch.Tensor:
 def able(operator: Operator) -> list[str]:
     """The solvers that take the operator; of particles, one that is not resampled."""
     specs = [name if solvers.get(name).population == 1 else f"{name}:particles=1" for name in solvers.names()]
-    return [spec for spec in specs if not solvers.get(spec).missing(operator)]
+    return [spec for spec in specs if not solvers.get(spec).unmet(operator)]
 
 
 def quality(x: torch.Tensor, truth: torch.Tensor, family: str) -> torch.Tensor:
@@ -155,7 +155,9 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--record", type=Path, default=Path("nonlinear.json"))
     parser.add_argument("--markdown", type=Path, help="folder for nonlinear.md, or restarts.md")
-    parser.add_argument("--recommend", type=Path, metavar="FILE", help="invdiff/solvers/recommendations.json, for auto")
+    parser.add_argument(
+        "--recommend", type=Path, metavar="FILE", help="invdiff/restoration/recommendations.json, for auto"
+    )
     arguments = parser.parse_args()
     prior = resolve_prior(arguments.prior, arguments.device)
     if arguments.restarts:

@@ -21,9 +21,9 @@ from typing import Any
 import torch
 
 from invdiff import operators
-from invdiff.linalg import SHARE, missing, solve
-from invdiff.operator import Operator
-from invdiff.restoration import resolve_prior
+from invdiff.operator.contract import Operator
+from invdiff.operator.linalg import SHARE, missing, solve
+from invdiff.restoration.api import resolve_prior
 
 # Ours, and its deepinv counterpart by name in `physics` below; None: deepinv has none that fits.
 PAIRS: list[tuple[str, str | None]] = [

@@ -17,7 +17,7 @@ import torch
 
 from invdiff.evaluation.speed import time_solver
 from invdiff.priors.network import NetworkPrior
-from invdiff.restoration import resolve_prior
+from invdiff.restoration.api import resolve_prior
 
 CASES = [
     ("diffpir", "gaussian_blur:sigma=2"),

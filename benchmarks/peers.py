@@ -12,13 +12,13 @@ import argparse
 from pathlib import Path
 
 from invdiff import operators
-from invdiff.atomic import atomic_path
-from invdiff.evaluation.measured import read_pictures
+from invdiff.evaluation.measured_folder import read_pictures
 from invdiff.evaluation.peers import HEAD, NOTE, PEERS, compare, references
-from invdiff.images import write_json
+from invdiff.files.atomic import atomic_path
+from invdiff.files.images import write_json
+from invdiff.machine.versions import package_versions
 from invdiff.noise import noise_model
-from invdiff.restoration import resolve_prior
-from invdiff.solution import package_versions
+from invdiff.restoration.api import resolve_prior
 
 
 def main() -> None:

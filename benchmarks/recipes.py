@@ -15,16 +15,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from invdiff.atomic import atomic_path
-from invdiff.device import choose_device
-from invdiff.images import centre, list_images, read_image
+from invdiff.files.atomic import atomic_path
+from invdiff.files.images import centre, list_images, read_image
+from invdiff.machine.device import choose_device
 from invdiff.priors import load_prior
-from invdiff.priors.diffusers_folder import flop_per_pixel
+from invdiff.priors.stored.diffusers_folder import flop_per_pixel
 from invdiff.training.config import TrainingConfig
 from invdiff.training.engine import train
 from invdiff.training.network import build_network
 from invdiff.training.recipe import read_recipe
-from invdiff.training.validation import denoising_psnr
+from invdiff.training.watch.validation import denoising_psnr
 
 # The last two are levels at which a sampler decides about light and colour of the whole picture.
 SIGMAS = (15 / 255, 25 / 255, 50 / 255, 1.0, 10.0)

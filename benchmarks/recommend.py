@@ -5,7 +5,7 @@
 
 --holdout names the photographs that no training saw; benchmark sets are not used. Each cell is a family of operators, a noise
 level and a budget of network calls for one sample. A solver gets as many steps as the budget pays for. Scores are kept as
-soon as they are there (invdiff/solvers/recommendations.json), and what is there is not measured again without --again.
+soon as they are there (invdiff/restoration/recommendations.json), and what is there is not measured again without --again.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ import torch
 
 import invdiff
 from invdiff import operators, solvers
-from invdiff.atomic import atomic_path
-from invdiff.evaluation.comparison import compare
-from invdiff.evaluation.metrics import crps
-from invdiff.images import centre
-from invdiff.restoration import resolve_prior
-from invdiff.solvers.auto import CALLS
-from invdiff.solvers.recommendation import AIMS, PIXELWISE, Score, within
-from invdiff.training.decoding import load, to_unit
-from invdiff.training.entries import find_entries
+from invdiff.files.atomic import atomic_path
+from invdiff.files.images import centre
+from invdiff.restoration.api import resolve_prior
+from invdiff.restoration.auto import CALLS
+from invdiff.restoration.recommendation import AIMS, PIXELWISE, Score, within
+from invdiff.scores.comparison import compare
+from invdiff.scores.metrics import crps
+from invdiff.training.data.decoding import load, to_unit
+from invdiff.training.data.entries import find_entries
 
 # Family -> the operator that stands for it.
 FAMILIES = {
@@ -49,7 +49,7 @@ SPATIAL = [kind for kind in FAMILIES if kind not in PIXELWISE]
 MATRIX = np.array([[0.7, 0.3, 0.0], [0.0, 0.4, 0.6]])
 # A run of so few levels, which is what a budget leaves to many particles, says nothing about a method.
 FEWEST_STEPS = 5
-TARGET = Path(__file__).resolve().parents[1] / "invdiff" / "solvers" / "recommendations.json"
+TARGET = Path(__file__).resolve().parents[1] / "invdiff" / "restoration" / "recommendations.json"
 
 
 def photographs(data: list[str], holdout: Path, side: int, limit: int) -> dict[str, torch.Tensor]:
@@ -71,7 +71,7 @@ def measure(
         operators.get("spectral_mixing", matrix=MATRIX) if family == "mixing" else operators.get(FAMILIES[family])
     )
     solver = within(spec, budget)
-    if solver is None or solver.steps < min(FEWEST_STEPS, budget) or solver.missing(operator):
+    if solver is None or solver.steps < min(FEWEST_STEPS, budget) or solver.unmet(operator):
         return None
     gains: list[float] = []
     singles: list[float] = []

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import invdiff
 from invdiff import operators
-from invdiff.evaluation.comparison import compare
-from invdiff.images import centre, list_images, read_image
-from invdiff.restoration import resolve_prior
+from invdiff.files.images import centre, list_images, read_image
+from invdiff.restoration.api import resolve_prior
+from invdiff.scores.comparison import compare
 
 OPERATORS = [
     "identity",

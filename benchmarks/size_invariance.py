@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 import invdiff
-from invdiff.evaluation.metrics import psnr
-from invdiff.images import centre, list_images, read_image
-from invdiff.restoration import resolve_prior
+from invdiff.files.images import centre, list_images, read_image
+from invdiff.restoration.api import resolve_prior
+from invdiff.scores.metrics import psnr
 
 WINDOW = 32
 

@@ -48,7 +48,7 @@ def main() -> None:
 
     import torch
 
-    from invdiff.images import write_image
+    from invdiff.files.images import write_image
 
     runs = []
     with tempfile.TemporaryDirectory() as folder:

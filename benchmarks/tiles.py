@@ -23,11 +23,11 @@ from pathlib import Path
 import torch
 
 import invdiff
-from invdiff.evaluation.metrics import psnr
-from invdiff.images import centre, list_images, read_image, write_image
+from invdiff.files.images import centre, list_images, read_image, write_image
 from invdiff.priors.tiled import TiledPrior, tiled
 from invdiff.priors.tiles import Tiles
-from invdiff.restoration import resolve_prior
+from invdiff.restoration.api import resolve_prior
+from invdiff.scores.metrics import psnr
 
 SIDES = (128, 256)
 CASES = [("diffpir", "gaussian_blur:sigma=2"), ("dpir", "inpaint:keep=0.3")]

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 
 from invdiff import operators
-from invdiff.atomic import atomic_path
-from invdiff.evaluation.measured import Picture, read_pictures
+from invdiff.evaluation.measured_folder import Picture, read_pictures
 from invdiff.evaluation.peers import PEERS, compare
-from invdiff.images import write_json
+from invdiff.files.atomic import atomic_path
+from invdiff.files.images import write_json
 from invdiff.noise import noise_model
-from invdiff.priors.base import Prior
-from invdiff.restoration import resolve_prior
+from invdiff.priors.prior import Prior
+from invdiff.restoration.api import resolve_prior
 
 TOLERANCE = 0.05  # dB
 TASKS = {

@@ -20,20 +20,20 @@ from unittest import mock
 
 import torch
 
-from invdiff.device import choose_device, choose_precision
-from invdiff.schedule import Schedule
+from invdiff.diffusion.schedule import Schedule
+from invdiff.machine.device import choose_device, choose_precision
 from invdiff.training import learner as learning
 from invdiff.training.checkpoint import TrainingState
 from invdiff.training.config import TrainingConfig
-from invdiff.training.data import CropSampler
+from invdiff.training.data.entries import find_entries
+from invdiff.training.data.photographs import Photographs
+from invdiff.training.data.resident import ResidentFeeder
+from invdiff.training.data.sampler import CropSampler
 from invdiff.training.distributed import Processes
 from invdiff.training.engine import build_objective
-from invdiff.training.entries import find_entries
 from invdiff.training.learner import Feeder, Learner
 from invdiff.training.network import build_network
-from invdiff.training.photographs import Photographs
 from invdiff.training.recipe import overridden, read_recipe
-from invdiff.training.resident import ResidentFeeder
 from invdiff.training.utilisation import Utilisation
 
 Feed = Callable[[int], Any]

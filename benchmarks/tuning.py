@@ -9,9 +9,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from invdiff.atomic import atomic_path
+from invdiff.files.atomic import atomic_path
+from invdiff.restoration.presets import Preset
 from invdiff.solvers import load_preset
-from invdiff.solvers.presets import Preset
 
 HEAD = (
     *("operator", "noise", "defaults", "found", "better"),

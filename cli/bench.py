@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from invdiff.device import PRECISION_NAMES
+from invdiff.machine.device import PRECISION_NAMES
 
 from . import options, tables
 
@@ -76,19 +76,19 @@ def bench(
 
     import torch
 
-    from invdiff.device import choose_device, precisions
     from invdiff.evaluation.runner import device_name
     from invdiff.evaluation.speed import time_calls, time_compilation, time_solver
+    from invdiff.machine.device import choose_device, precisions
+    from invdiff.operators import resolve_operator
     from invdiff.priors.network import NetworkPrior
-    from invdiff.problem import resolve_operator
-    from invdiff.restoration import resolve_prior
-    from invdiff.solvers import get
+    from invdiff.restoration.api import resolve_prior
+    from invdiff.solvers import check, get
 
     where = choose_device(device)
     names = precisions(where) if precision == "all" else [name.strip() for name in precision.split(",")]
     for solver in solvers:
         if solver != "auto":
-            get(solver).check(resolve_operator(operator))
+            check(get(solver), resolve_operator(operator))
     priors: dict[str, NetworkPrior] = {}
     for name in names:
         network = resolve_prior(prior, device, name)

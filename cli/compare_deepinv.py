@@ -55,13 +55,13 @@ def compare_deepinv(
     All get the same network, operator, measurements and number of calls; deepinv's keep its own defaults otherwise.
     """
     from invdiff.evaluation import peers as comparing
-    from invdiff.evaluation.measured import read_pictures
-    from invdiff.images import write_json
+    from invdiff.evaluation.measured_folder import read_pictures
+    from invdiff.files.images import write_json
+    from invdiff.machine.versions import package_versions
     from invdiff.noise import noise_model
-    from invdiff.plugins import absolute
-    from invdiff.problem import resolve_operator
-    from invdiff.restoration import resolve_prior
-    from invdiff.solution import package_versions
+    from invdiff.operator.from_file import absolute
+    from invdiff.operators import resolve_operator
+    from invdiff.restoration.api import resolve_prior
 
     names = peers or tuple(comparing.PEERS)
     A, model = resolve_operator(operator), noise_model(noise)

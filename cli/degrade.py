@@ -13,7 +13,7 @@ from . import errors, files, options
 from .files import Job
 
 if TYPE_CHECKING:
-    from invdiff.operator import Operator
+    from invdiff.operator.contract import Operator
 
 EXAMPLES = """
 invdiff degrade photo.png -o blurred.png --operator gaussian_blur:sigma=2 --noise 0.05
@@ -61,9 +61,9 @@ def degrade(
     needs.
     """
     from invdiff.noise import noise_model
-    from invdiff.operator import files_of
-    from invdiff.plugins import absolute
-    from invdiff.problem import resolve_operator
+    from invdiff.operator.contract import files_of
+    from invdiff.operator.from_file import absolute
+    from invdiff.operators import resolve_operator
 
     depth = int(bits) if bits else None
     chosen = resolve_operator(operator)
@@ -101,11 +101,12 @@ def degrade_one(
     job: Job, operator: Operator, noise: str, seed: int, bits: int | None, command: str, quiet: bool
 ) -> None:
     """Measure one image, write y and its record, and print what was done."""
-    from invdiff.images import WRITABLE_BITS, all_or_nothing, read_measurement, write_json, write_measurement
+    from invdiff.files.atomic import all_or_nothing
+    from invdiff.files.images import WRITABLE_BITS, read_measurement, write_json, write_measurement
+    from invdiff.machine.versions import package_versions
     from invdiff.noise import noise_model
-    from invdiff.problem import Problem
-    from invdiff.restoration import degrade as degrade_tensor
-    from invdiff.solution import package_versions
+    from invdiff.problem.problem import Problem
+    from invdiff.problem.simulation import degrade as degrade_tensor
 
     def fits(shape: tuple[int, ...]) -> object:
         return operator.measurement_shape(operator.usable_shape(shape))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from invdiff.evaluation.comparison import as_image, compare
+from invdiff.scores.comparison import as_image, compare
 
 from . import files, options, tables
 
@@ -57,10 +57,13 @@ def demo(
     demo in DIR are replaced.
     """
     from invdiff.errors import UsageError
-    from invdiff.images import all_or_nothing, to_grid, write_image, write_json
-    from invdiff.problem import check_noise, resolve_operator
-    from invdiff.restoration import degrade, resolve_prior, restore
-    from invdiff.solution import package_versions
+    from invdiff.files.atomic import all_or_nothing
+    from invdiff.files.images import to_grid, write_image, write_json
+    from invdiff.machine.versions import package_versions
+    from invdiff.noise import check_noise
+    from invdiff.operators import resolve_operator
+    from invdiff.problem.simulation import degrade
+    from invdiff.restoration.api import resolve_prior, restore
 
     folder, sigma_y = Path(out), check_noise(noise)
     files.check_writable(folder / "demo.png")
@@ -142,7 +145,7 @@ def square(path: Path, size: int, channels: int) -> torch.Tensor:
     """The middle square of a picture (C, size, size) in [0, 1], reduced or enlarged with an antialiased filter."""
     from torch.nn import functional
 
-    from invdiff.images import centre, fit_channels, read_image
+    from invdiff.files.images import centre, fit_channels, read_image
 
     image = fit_channels(read_image(path).tensor, channels)
     middle = centre(image, min(image.shape[1:]))

@@ -19,7 +19,7 @@ from . import files, options, tables
 if TYPE_CHECKING:
     import torch
 
-    from invdiff.evaluation.bound import Bound, Term
+    from invdiff.scores.bound import Bound, Term
 
 EXAMPLES = """
 # a minute on two cores
@@ -95,10 +95,11 @@ def elbo(
     """
     from tqdm import tqdm
 
-    from invdiff.evaluation.bound import variational_bound
-    from invdiff.images import all_or_nothing, list_images, write_json
-    from invdiff.restoration import resolve_prior
-    from invdiff.solution import package_versions
+    from invdiff.files.atomic import all_or_nothing
+    from invdiff.files.images import list_images, write_json
+    from invdiff.machine.versions import package_versions
+    from invdiff.restoration.api import resolve_prior
+    from invdiff.scores.bound import variational_bound
 
     paths = list_images(data)[:limit]
     targets = _targets(out, plot, overwrite, paths)
@@ -187,7 +188,7 @@ def _written_before(record: Path) -> set[Path]:
 
 def _read(paths: Sequence[Path], crop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     """The images, cropped, and what the record says about their files."""
-    from invdiff.images import read_image
+    from invdiff.files.images import read_image
 
     images, inputs = [], []
     for path in paths:
@@ -238,7 +239,7 @@ def _plot(bound: Bound, prior: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from invdiff.images import atomic_path
+    from invdiff.files.atomic import atomic_path
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from invdiff.errors import InvdiffError, PluginError
-from invdiff.memory import for_want_of_memory
+from invdiff.machine.memory import for_want_of_memory
 
 OUT_OF_MEMORY = (
     "not enough memory; use a smaller --batch-size or smaller images, raise the limit (ulimit -v, the container's), or use "
@@ -72,7 +72,7 @@ def explain(error: BaseException) -> str | None:
     ):
         return f"{os.fsdecode(error.filename)}: {(error.strerror or 'cannot be used').lower()}; check the path"
     if "torchvision" in text:
-        from invdiff.priors.environment import explain_import_failure
+        from invdiff.priors.stored.environment import explain_import_failure
 
         try:
             with explain_import_failure():

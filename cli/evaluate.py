@@ -174,7 +174,7 @@ def _from_options(data: str | None, given: dict[str, Any]) -> Suite:
     from invdiff.evaluation.datasets import DataSet
     from invdiff.evaluation.protocol import Protocol
     from invdiff.evaluation.suite import Suite, grid_cells
-    from invdiff.plugins import absolute
+    from invdiff.operator.from_file import absolute
 
     missing = [
         name
@@ -257,7 +257,7 @@ def _run(
 ) -> int:
     from tqdm import tqdm
 
-    from invdiff.evaluation import sets
+    from invdiff.evaluation import fid as sets
     from invdiff.evaluation.runner import evaluate as run
     from invdiff.evaluation.runner import schedule
     from invdiff.evaluation.store import Store

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from invdiff.errors import ImageError, UsageError
-from invdiff.images import IMAGE_SUFFIXES, WRITABLE_BITS, list_images
+from invdiff.files.images import IMAGE_SUFFIXES, WRITABLE_BITS, list_images
 
 if TYPE_CHECKING:
     pass

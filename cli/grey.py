@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
     from invdiff.noise import NoiseModel
-    from invdiff.operator import Operator
+    from invdiff.operator.contract import Operator
 
 
 def repeat_grey(grey: torch.Tensor, operator: Operator, noise: NoiseModel) -> tuple[torch.Tensor, NoiseModel]:

@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 import invdiff
-from invdiff.device import limit_threads
 from invdiff.errors import InputWarning
+from invdiff.machine.device import limit_threads
 
 from . import errors
 from .options import Command, LazyGroup

@@ -84,7 +84,7 @@ def show_operator(spec: str) -> None:
     Naming a file runs the code in it.
     """
     from invdiff.operators import find
-    from invdiff.parameters import declarations, split_links
+    from invdiff.specs.parameters import declarations, split_links
 
     if len(split_links(spec)) > 1:
         show_chain(spec)
@@ -119,7 +119,7 @@ def show_chain(spec: str) -> None:
         "differentiable": chain.differentiable,
         "singular value decomposition": chain.has_svd,
     }
-    able = [name for name in solvers.names() if not solvers.get(name).missing(chain)]
+    able = [name for name in solvers.names() if not solvers.get(name).unmet(chain)]
     click.echo(f"\nProperties: {said(offers)}\nWorks with the solvers: {in_words(able)}")
 
 
@@ -132,7 +132,7 @@ def said(properties: Mapping[str, bool | None]) -> str:
 def has_svd(cls: Any) -> bool | None:
     """Whether the operator has a decomposition with default parameters; None if only its parameters can tell."""
     from invdiff.errors import InvdiffError
-    from invdiff.operator import Operator
+    from invdiff.operator.contract import Operator
 
     if cls.has_svd is Operator.has_svd:
         return False

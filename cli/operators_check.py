@@ -32,7 +32,7 @@ def check(operator: str, shape: str | None, device: str, cost: bool, as_json: bo
     """
     from invdiff import doctor
     from invdiff.errors import UsageError
-    from invdiff.parameters import shape as read_shape
+    from invdiff.specs.parameters import shape as read_shape
 
     try:
         size = None if shape is None else read_shape(shape)

@@ -23,7 +23,7 @@ def new_operator(name: str, folder: str) -> None:
 
     NAME: lower-case letters, digits and underscores. The package is the folder NAME; nothing else is changed.
     """
-    from invdiff.scaffold import new_package
+    from invdiff.doctor.scaffold import new_package
 
     package = new_package(name, Path(folder))
     for path in sorted(package.rglob("*")):

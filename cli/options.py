@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from invdiff.device import DEVICES, PRECISIONS
+from invdiff.machine.device import DEVICES, PRECISIONS
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -172,7 +172,7 @@ class Fraction(click.ParamType):
     name = "fraction"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from invdiff.parameters import fraction
+        from invdiff.specs.parameters import fraction
 
         try:
             return fraction(value)

@@ -22,8 +22,8 @@ def export_prior(prior: str, out: str, precision: str | None, shard_mib: int | N
 
     PRIOR: a shipped name, a diffusers folder, a guided-diffusion file or a Hugging Face id.
     """
-    from invdiff.priors.export import write_folder
-    from invdiff.priors.loading import open_checkpoint
+    from invdiff.priors.stored.export import write_folder
+    from invdiff.priors.stored.loading import open_checkpoint
 
     checkpoint, name = open_checkpoint(prior)
     target = write_folder(checkpoint, out, name=name, precision=precision, shard_mib=shard_mib, overwrite=overwrite)

@@ -49,8 +49,8 @@ def import_prior(
     """
     from pathlib import Path
 
-    from invdiff.priors.export import check_target, provenance_of, write_folder
-    from invdiff.priors.loading import open_checkpoint
+    from invdiff.priors.stored.export import check_target, provenance_of, write_folder
+    from invdiff.priors.stored.loading import open_checkpoint
 
     check_target(Path(out).expanduser(), overwrite)
     checkpoint, name = open_checkpoint(source, config or None)

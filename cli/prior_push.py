@@ -34,9 +34,9 @@ def push_prior(prior: str, repository: str, precision: str | None, private: bool
     import tempfile
     from pathlib import Path
 
-    from invdiff.priors.export import write_folder
-    from invdiff.priors.hub import check_push, push
-    from invdiff.priors.loading import open_checkpoint
+    from invdiff.priors.stored.export import write_folder
+    from invdiff.priors.stored.hub import check_push, push
+    from invdiff.priors.stored.loading import open_checkpoint
 
     check_push(repository)
     checkpoint, _ = open_checkpoint(prior)

@@ -11,7 +11,7 @@ import click
 from . import options, tables
 
 if TYPE_CHECKING:
-    from invdiff.priors.verify import Verification
+    from invdiff.priors.stored.verify import Verification
 
 EXAMPLES = """
 invdiff prior verify natural
@@ -55,12 +55,12 @@ def verify_prior(
     """
     from tqdm import tqdm
 
-    from invdiff.device import choose_device, choose_precision
     from invdiff.errors import CheckpointError, UsageError
-    from invdiff.priors.loading import network_prior, open_checkpoint
-    from invdiff.priors.pictures import builtin_pictures, read_pictures
-    from invdiff.priors.verify import calls
-    from invdiff.priors.verify import verify_prior as run
+    from invdiff.machine.device import choose_device, choose_precision
+    from invdiff.priors.stored.loading import network_prior, open_checkpoint
+    from invdiff.priors.stored.pictures import builtin_pictures, read_pictures
+    from invdiff.priors.stored.verify import calls
+    from invdiff.priors.stored.verify import verify_prior as run
 
     where = choose_device(device)
     dtype = choose_precision(precision, where)

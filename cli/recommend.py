@@ -41,9 +41,10 @@ def recommend(operator: str, noise: str, budget: int, aim: str, shape: str, ever
     takes the first line for the aim single, or psnr with several samples.
     """
     from invdiff.errors import UsageError
-    from invdiff.parameters import shape as read_shape
-    from invdiff.problem import check_noise, resolve_operator
-    from invdiff.solvers import recommendation
+    from invdiff.noise import check_noise
+    from invdiff.operators import resolve_operator
+    from invdiff.restoration import recommendation
+    from invdiff.specs.parameters import shape as read_shape
 
     chosen = resolve_operator(operator)
     try:

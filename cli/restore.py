@@ -13,9 +13,9 @@ from .files import Job
 from .restoring import Settings, companions, run
 
 if TYPE_CHECKING:
-    from invdiff.operator import Operator
-    from invdiff.solvers.base import Solver
-    from invdiff.solvers.presets import Preset
+    from invdiff.operator.contract import Operator
+    from invdiff.restoration.presets import Preset
+    from invdiff.solvers.solver import Solver
 
 EXAMPLES = """
 # one image, blurred by a Gaussian of 2 pixels, with noise of 12.75 grey levels of 255
@@ -176,15 +176,15 @@ def restore(
     An .npz or .safetensors that `invdiff degrade` wrote brings its own operator and noise; --operator and --noise stand
     in for them, with a note. --key, --axes and --scale read raw arrays (docs/measurements.md).
     """
-    from invdiff import measurement_files
-    from invdiff.images import IMAGE_SUFFIXES
+    from invdiff.files.images import IMAGE_SUFFIXES
+    from invdiff.files.raw import HDF5_SUFFIXES, Layout, is_raw
     from invdiff.noise import noise_model
-    from invdiff.operator import files_of
-    from invdiff.plugins import absolute
+    from invdiff.operator.contract import files_of
+    from invdiff.operator.from_file import absolute
+    from invdiff.operators import resolve_operator
     from invdiff.priors.tiled import tiled
-    from invdiff.problem import resolve_operator
-    from invdiff.raw_data import HDF5_SUFFIXES, Layout, is_raw
-    from invdiff.restoration import TOLERANCE, default_batch_size, resolve_prior
+    from invdiff.problem import files as measurement_files
+    from invdiff.restoration.api import TOLERANCE, default_batch_size, resolve_prior
 
     if tolerance is not None and samples != "auto":
         raise click.UsageError("--tolerance is for --samples auto; add that, or leave it out.")
@@ -276,14 +276,14 @@ def resolve_solver(
         raise click.UsageError("--solver auto takes no settings of its own; use --set key=value.")
     chosen = solvers.get(solver, **hyperparameters)
     if operator is not None:
-        chosen.check(operator)
+        solvers.check(chosen, operator)
     return chosen, {}
 
 
 def match_references(jobs: Sequence[Job], reference: str | None) -> dict[Path, Path]:
     """input -> its truth: the file given, or the one of the same name (any file type) in the folder given."""
     from invdiff.errors import ImageError, UsageError
-    from invdiff.images import IMAGE_SUFFIXES, list_images
+    from invdiff.files.images import IMAGE_SUFFIXES, list_images
 
     if reference is None:
         return {}

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from invdiff.background import Behind, ahead
-from invdiff.device import PRECISION_NAMES
-from invdiff.evaluation.comparison import Comparison, compare, fit_reference
+from invdiff.machine.device import PRECISION_NAMES
+from invdiff.machine.threads import Behind, ahead
+from invdiff.scores.comparison import Comparison, compare, fit_reference
 
 from . import errors, files, options
 from .files import Job
@@ -26,14 +26,14 @@ from .grouping import batches
 if TYPE_CHECKING:
     import torch
 
-    from invdiff.images import ImageFile
+    from invdiff.files.images import ImageFile
+    from invdiff.files.raw import Layout
     from invdiff.noise import NoiseEstimate, NoiseModel
-    from invdiff.operator import Operator
-    from invdiff.priors.base import Prior
-    from invdiff.raw_data import Layout
-    from invdiff.solution import Solution
-    from invdiff.solvers.base import Solver
-    from invdiff.solvers.presets import Preset
+    from invdiff.operator.contract import Operator
+    from invdiff.priors.prior import Prior
+    from invdiff.restoration.presets import Preset
+    from invdiff.restoration.solution import Solution
+    from invdiff.solvers.solver import Solver
 
 AHEAD = 2
 """Batches that are read before, or written after, the one in the network."""
@@ -181,7 +181,7 @@ def retry_smaller(error: Exception, batch: Sequence[Measurement], batch_size: in
 
 def companions(samples: int | str, quantiles: Sequence[float] = ()) -> tuple[str, ...]:
     """The suffixes of the outputs besides OUT; all that there may be, where the number of samples is not known yet."""
-    from invdiff.restoration import MOST_SAMPLES
+    from invdiff.restoration.api import MOST_SAMPLES
 
     count = MOST_SAMPLES if isinstance(samples, str) else samples
     if count == 1:
@@ -197,10 +197,10 @@ def quantile_suffix(q: float) -> str:
 
 def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel | None]:
     """The input, and its operator and noise: a measurement file's own, unless others are given; None: to be estimated."""
-    from invdiff import measurement_files
     from invdiff.errors import ImageError
-    from invdiff.images import ImageFile, read_measurement
-    from invdiff.raw_data import is_raw, read_raw
+    from invdiff.files.images import ImageFile, read_measurement
+    from invdiff.files.raw import is_raw, read_raw
+    from invdiff.problem import files as measurement_files
 
     operator, noise = settings.operator, settings.noise
     if is_raw(job.source, settings.layout) or job.source.suffix.lower() not in measurement_files.SUFFIXES:
@@ -229,7 +229,7 @@ def read(job: Job, settings: Settings) -> tuple[ImageFile, Operator, NoiseModel 
 
 def prepare(job: Job, settings: Settings) -> Measurement:
     """Read one input and its reference, and check that operator and prior fit it."""
-    from invdiff.images import read_image
+    from invdiff.files.images import read_image
     from invdiff.noise import Gaussian, estimate
 
     image, operator, given = read(job, settings)
@@ -270,7 +270,7 @@ def solve(batch: Sequence[Measurement], settings: Settings, batch_size: int) -> 
     """All samples of a batch of measurements of one shape."""
     import torch
 
-    from invdiff.restoration import restore as restore_tensors
+    from invdiff.restoration.api import restore as restore_tensors
 
     return restore_tensors(
         torch.stack([measurement.y for measurement in batch]) if len(batch) > 1 else batch[0].y[None],
@@ -293,9 +293,9 @@ def finish(measurement: Measurement, solution: Solution, index: int, count: int,
     """Write the files of one image of a batch of `count`, and print its lines."""
     import torch
 
-    from invdiff.images import fit_channels
-    from invdiff.problem import Problem
-    from invdiff.solution import standard_error
+    from invdiff.files.images import fit_channels
+    from invdiff.problem.problem import Problem
+    from invdiff.restoration.solution import standard_error
 
     job = measurement.job
     samples, residual, y = solution.samples[:, index], solution.residual[:, index], measurement.y
@@ -351,8 +351,9 @@ def write(
     job: Job, samples: torch.Tensor, record: dict[str, Any], comparison: Comparison | None, settings: Settings
 ) -> None:
     """The mean, with several samples their standard deviation and themselves, and the record: all of them or none."""
-    from invdiff.images import WRITABLE_BITS, all_or_nothing, write_image, write_json
-    from invdiff.solution import quantile
+    from invdiff.files.atomic import all_or_nothing
+    from invdiff.files.images import WRITABLE_BITS, write_image, write_json
+    from invdiff.restoration.solution import quantile
 
     bits, path = settings.bits, job.target
     is_float = (bits or WRITABLE_BITS[path.suffix.lower()][0]) == 32

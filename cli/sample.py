@@ -74,10 +74,11 @@ def sample(
     from tqdm import tqdm
 
     from invdiff import samplers
-    from invdiff.generation import sample as draw
-    from invdiff.images import all_or_nothing, to_grid, write_image, write_json
-    from invdiff.restoration import default_batch_size, resolve_prior
-    from invdiff.solution import package_versions
+    from invdiff.files.atomic import all_or_nothing
+    from invdiff.files.images import to_grid, write_image, write_json
+    from invdiff.machine.versions import package_versions
+    from invdiff.restoration.api import default_batch_size, resolve_prior
+    from invdiff.samplers.generation import sample as draw
 
     settings = {key: value for key, value in (("steps", steps), ("eta", eta)) if value is not None}
     method = samplers.get(sampler, **settings)

@@ -9,7 +9,7 @@ import click
 from . import options, tables
 
 if TYPE_CHECKING:
-    from invdiff.solvers.base import Solver
+    from invdiff.solvers.solver import Solver
 
 EXAMPLES = """
 invdiff solvers list
@@ -67,8 +67,8 @@ def _line(name: str, cls: type[Solver]) -> tuple[str, ...]:
 def show_solver(name: str) -> None:
     """A solver's paper, equations and settings, and the operators it can be used with."""
     from invdiff.operators import REGISTRY as OPERATORS
-    from invdiff.parameters import declarations, parse_spec
     from invdiff.solvers import REGISTRY
+    from invdiff.specs.parameters import declarations, parse_spec
 
     from .operators import solvers_for
 

@@ -8,10 +8,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from invdiff.parameters import join_spec
+from invdiff.specs.parameters import join_spec
 
 if TYPE_CHECKING:
-    from invdiff.parameters import Declaration
+    from invdiff.specs.parameters import Declaration
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], wrapped: int = 1) -> str:

@@ -205,8 +205,8 @@ def _run(
     tensorboard: bool,
     quiet: bool,
 ) -> int:
-    from invdiff.device import choose_device
-    from invdiff.priors.environment import explain_import_failure
+    from invdiff.machine.device import choose_device
+    from invdiff.priors.stored.environment import explain_import_failure
 
     where = choose_device(device)
     with explain_import_failure():
@@ -233,7 +233,7 @@ def _run(
 
 def stored_settings(out: str) -> Recipe:
     """The settings of the training in OUT."""
-    from invdiff.priors.tensor_files import read_json
+    from invdiff.priors.stored.tensor_files import read_json
 
     path = Path(out) / "recipe.json"
     if not path.is_file():

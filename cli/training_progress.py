@@ -78,5 +78,5 @@ class _AboveBar(logging.Handler):
         from tqdm import tqdm
 
         # The only warning of that module is the one of its StopFlag; before the first step nothing else tells.
-        self.stopping |= record.name == "invdiff.background" and record.levelno == logging.WARNING
+        self.stopping |= record.name == "invdiff.machine.threads" and record.levelno == logging.WARNING
         tqdm.write(self.format(record), file=sys.stderr)

@@ -110,12 +110,14 @@ def tune(
     Every trial is kept in FILE.journal: after Ctrl-C the same command goes on, and with more --trials it goes further.
     Needs optuna: pip install 'invdiff[tune]'.
     """
-    from invdiff.evaluation.measured import read_pictures
-    from invdiff.evaluation.tuning import outcome, search, sets
+    from invdiff import solvers
+    from invdiff.evaluation.measured_folder import read_pictures
+    from invdiff.evaluation.tuning import outcome, search
+    from invdiff.evaluation.tuning import test_set_guard as sets
     from invdiff.noise import noise_model
-    from invdiff.plugins import absolute
-    from invdiff.problem import resolve_operator
-    from invdiff.restoration import resolve_prior
+    from invdiff.operator.from_file import absolute
+    from invdiff.operators import resolve_operator
+    from invdiff.restoration.api import resolve_prior
 
     search.import_optuna()
     target = _target(out, overwrite)
@@ -126,7 +128,7 @@ def tune(
     settings = options.unique(fixed, "--fix")
     chosen, held = outcome.prepare(solver, steps, settings)
     A, model = resolve_operator(operator), noise_model(noise)
-    chosen.check(A)
+    solvers.check(chosen, A)
     network = resolve_prior(prior, device, precision)
     judge = search.Judge(A, model, network, metric, samples or (4 if metric == "crps" else 1), seed)
     pictures = read_pictures(data, A, model, network, crop=crop, limit=limit, seed=seed, fewest=2)
@@ -164,7 +166,7 @@ def tune(
 
 def _target(out: str, overwrite: bool) -> Path:
     """The preset's path, checked before anything is computed."""
-    from invdiff.solvers.presets import KIND
+    from invdiff.restoration.presets import KIND
 
     path = Path(out)
     if path.suffix.lower() not in (".yaml", ".yml"):

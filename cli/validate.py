@@ -93,10 +93,12 @@ def validate(
     from tqdm import tqdm
 
     from invdiff import solvers
-    from invdiff.evaluation.exactness import batteries, page, report, running
-    from invdiff.images import all_or_nothing, atomic_path, write_json
-    from invdiff.plugins import absolute
-    from invdiff.solution import package_versions
+    from invdiff.exactness import batteries, page, running
+    from invdiff.exactness import text as report
+    from invdiff.files.atomic import all_or_nothing, atomic_path
+    from invdiff.files.images import write_json
+    from invdiff.machine.versions import package_versions
+    from invdiff.operator.from_file import absolute
 
     targets = _targets(json_file, html_file, overwrite)
     operators = tuple(map(absolute, operators))  # the text is what the random numbers are keyed by

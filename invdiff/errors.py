@@ -45,3 +45,8 @@ def unknown(kind: str, name: str, known: Iterable[str], fix: str = "") -> UsageE
     hint = f" Did you mean {close[0]!r}?" if close else ""
     listing = ", ".join(names) if names else "none"
     return UsageError(f"unknown {kind} {name!r}.{hint} Available: {listing}.{' ' + fix if fix else ''}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, its class where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,12 +18,12 @@ if __name__ == "operators":
 from typing import TYPE_CHECKING, Any, cast
 
 from invdiff.errors import UsageError
-from invdiff.parameters import build, declarations, parse_spec, split_links
-from invdiff.plugins import check_class, is_file_spec, load_class
-from invdiff.registry import Registry, import_target
+from invdiff.operator.from_file import check_class, is_file_spec, load_class
+from invdiff.specs.parameters import build, declarations, parse_spec, split_links
+from invdiff.specs.registry import Registry, import_target
 
 if TYPE_CHECKING:
-    from invdiff.operator import Operator
+    from invdiff.operator.contract import Operator
 
 _BUILT_IN = {
     "identity": "invdiff.operators.identity:Identity",
@@ -56,7 +56,7 @@ _CLASSES = {target.rpartition(":")[2]: name for name, target in _BUILT_IN.items(
 
 REGISTRY = Registry("operator", _BUILT_IN, group="invdiff.operators", check=check_class)
 
-__all__ = ["REGISTRY", "find", "get", "names", "register"]
+__all__ = ["REGISTRY", "find", "get", "names", "register", "resolve_operator"]
 
 
 def get(operator: "str | Operator", **parameters: Any) -> "Operator":
@@ -72,17 +72,26 @@ def get(operator: "str | Operator", **parameters: Any) -> "Operator":
     if isinstance(operator, str):
         cls, values = find(operator)
         return cast("Operator", build(cls, cls.name, {**values, **parameters}))
-    from invdiff.operator import Operator
+    from invdiff.operator.contract import Operator
 
     if not isinstance(operator, Operator):
         raise UsageError(
             f"operator={operator!r} is neither a name nor an Operator; write a spec such as 'gaussian_blur:sigma=2', "
-            "or wrap a deepinv Physics with invdiff.bridge.as_operator"
+            "or wrap a deepinv Physics with invdiff.operator.deepinv_physics.as_operator"
         )
     if not parameters:
         return operator
     current = {d.name: getattr(operator, d.name) for d in declarations(type(operator))}
     return cast("Operator", build(type(operator), operator.name, {**current, **parameters}))
+
+
+def resolve_operator(operator: Any) -> "Operator":
+    """An Operator from an Operator, a name or spec, or a deepinv Physics. Raises UsageError for anything else."""
+    if isinstance(operator, str):
+        return get(operator)
+    from invdiff.operator.deepinv_physics import as_operator
+
+    return as_operator(operator)
 
 
 def find(spec: str) -> "tuple[type[Operator], dict[str, str]]":

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from invdiff.parameters import parameter, whole
+from invdiff.specs.parameters import parameter, whole
 
-from .boundary import BOUNDARIES
 from .filtering import Filter
-from .kernels import Stencil, anisotropic_gaussian, convolution, disk, gaussian, separable
+from .tools.boundary import BOUNDARIES
+from .tools.kernels import Stencil, anisotropic_gaussian, convolution, disk, gaussian, separable
 
 
 def odd(value: object) -> int:

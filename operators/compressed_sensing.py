@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Operator, Shape
-from invdiff.parameters import parameter, truth, whole
+from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.specs.parameters import parameter, truth, whole
 
-from . import hadamard
-from .constants import Constant, working
 from .masking import random_mask
-from .shapes import channels_and_size, require_batch
+from .tools import hadamard
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import Constant, working
 
 LARGEST = 2**30
 """Bytes of a random matrix in float64; its decomposition takes a few times as much."""
@@ -118,7 +118,7 @@ class CompressedSensing(Operator):
     """y holds round(keep n) random mixtures of n pixels, in each channel alike: (C, H, W) -> (C, H, W), zeros elsewhere.
 
     transform=walsh_hadamard: n = H W; signs, permutation, Walsh-Hadamard transform, and random coefficients of it. Any
-    size: where n is no power of two, two overlapping transforms keep it orthonormal (operators/hadamard.py), unpadded.
+    size: where n is no power of two, two overlapping transforms keep it orthonormal (operators/tools/hadamard.py), unpadded.
     transform=blockwise: each block x block square by the same random rows; H and W are multiples of block.
     transform=random_projection: random rows over the whole channel, a dense matrix of keep n^2 numbers.
     Random rows are orthonormal, or with orthonormal=false independent N(0, I / n). y has the image's shape, so that it alone

@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Operator, Shape
-from invdiff.parameters import parameter
+from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.specs.parameters import parameter
 
-from .constants import Constant
-from .shapes import channels_and_size, require_batch
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import Constant
 
 PATTERNS = ("rggb", "bggr", "grbg", "gbrg")
 

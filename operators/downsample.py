@@ -9,12 +9,12 @@ import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Shape
-from invdiff.parameters import parameter, whole
+from invdiff.operator.contract import SVD, Shape
+from invdiff.specs.parameters import parameter, whole
 
 from .filtering import Filter
-from .kernels import Stencil, bicubic, gaussian, lanczos, separable
-from .shapes import require_batch
+from .tools.kernels import Stencil, bicubic, gaussian, lanczos, separable
+from .tools.shapes import require_batch
 
 
 @dataclass(frozen=True, eq=False)

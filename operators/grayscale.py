@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from invdiff.images import LUMA
-from invdiff.parameters import parameter
+from invdiff.files.images import LUMA
+from invdiff.specs.parameters import parameter
 
 from .mixing import Mixing
 

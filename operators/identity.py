@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.operator import SVD, Operator, Shape
+from invdiff.operator.contract import SVD, Operator, Shape
 
 
 @dataclass(frozen=True, eq=False)

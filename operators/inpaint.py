@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from invdiff.errors import InputWarning, UsageError
-from invdiff.images import read_image
-from invdiff.operator import Operator, Shape
-from invdiff.parameters import format_spec, parameter, truth, whole
+from invdiff.files.images import read_image
+from invdiff.operator.arrays import file_or_array, fingerprint, load
+from invdiff.operator.contract import Operator, Shape
+from invdiff.specs.parameters import format_spec, parameter, truth, whole
 
-from .arrays import file_or_array, fingerprint, load
 from .masking import Masking, random_mask
-from .strokes import free_form
+from .tools.strokes import free_form
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ import torch
 from torch.nn import functional
 
 from invdiff.errors import UsageError
-from invdiff.operator import Operator, Shape
-from invdiff.parameters import parameter, whole
+from invdiff.operator.contract import Operator, Shape
+from invdiff.specs.parameters import parameter, whole
 
-from .constants import Constant, working
-from .shapes import channels_and_size, require_batch
-from .straight_through import straight_through
+from .tools.shapes import channels_and_size, require_batch
+from .tools.straight_through import straight_through
+from .tools.tables import Constant, working
 
 # ITU-T T.81, tables K.1 and K.2, which libjpeg scales with the quality.
 LUMINANCE = (

@@ -10,14 +10,14 @@ from typing import ClassVar
 import numpy as np
 
 from invdiff.errors import InputWarning, UsageError
-from invdiff.images import read_image
-from invdiff.operator import Operator
-from invdiff.parameters import format_spec, parameter, truth
+from invdiff.files.images import read_image
+from invdiff.operator.arrays import file_or_array, fingerprint, load
+from invdiff.operator.contract import Operator
+from invdiff.specs.parameters import format_spec, parameter, truth
 
-from .arrays import file_or_array, fingerprint, load
 from .blur import boundary_parameter
 from .filtering import Filter
-from .kernels import Stencil, convolution
+from .tools.kernels import Stencil, convolution
 
 # Brightness that is off by less than this is less than half a step of 8 bits: published kernels are rounded.
 TOLD_ABOVE = 1e-3

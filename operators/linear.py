@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Operator, Shape
-from invdiff.parameters import format_spec, parameter
-from invdiff.parameters import shape as shape_of
+from invdiff.operator.arrays import file_or_array, fingerprint, load
+from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.specs.parameters import format_spec, parameter
+from invdiff.specs.parameters import shape as shape_of
 
-from .arrays import file_or_array, fingerprint, load
-from .constants import Constant, decomposed
+from .tools.tables import Constant, decomposed
 
 
 @dataclass(frozen=True, eq=False)

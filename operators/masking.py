@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from invdiff.operator import SVD, Operator, Shape
+from invdiff.operator.contract import SVD, Operator, Shape
 
-from .constants import Constant
-from .shapes import channels_and_size, require_batch
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import Constant
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Operator, Shape
-from invdiff.parameters import format_spec, parameter
+from invdiff.operator.arrays import file_or_array, fingerprint, load
+from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.specs.parameters import format_spec, parameter
 
-from .arrays import file_or_array, fingerprint, load
-from .constants import Constant, decomposed
-from .shapes import channels_and_size, require_batch
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import Constant, decomposed
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from typing import ClassVar
 import numpy as np
 
 from invdiff.errors import UsageError
-from invdiff.parameters import parameter, whole
+from invdiff.specs.parameters import parameter, whole
 
 from .blur import boundary_parameter
 from .filtering import Filter
-from .kernels import Stencil, convolution
+from .tools.kernels import Stencil, convolution
 
 _STEPS = 128  # straight pieces of a random path
 

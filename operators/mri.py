@@ -20,15 +20,15 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Map, Operator, Shape
-from invdiff.parameters import format_spec, parameter, truth, whole
+from invdiff.operator.arrays import complex_file_or_array, file_or_array, fingerprint, load
+from invdiff.operator.contract import SVD, Map, Operator, Shape
+from invdiff.specs.parameters import format_spec, parameter, truth, whole
 
-from . import kspace
-from .arrays import complex_file_or_array, file_or_array, fingerprint, load
-from .circulant import Circulant
-from .constants import Constant, working
-from .fourier import checkerboard, hartley, negated
-from .shapes import channels_and_size, require_batch
+from .tools import kspace
+from .tools.circulant import Circulant
+from .tools.fourier import checkerboard, hartley, negated
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import Constant, working
 
 UNSEEN = 0.01
 """Share of the largest sum_j |S_j|^2 up to which a pixel counts as seen by no coil."""
@@ -233,7 +233,7 @@ class FourierSubsample(KSpace):
         return True
 
     def svd(self, shape: Shape) -> SVD:
-        """Coordinates of x's shape: k-space, or the Hartley frequencies of real images (operators/fourier.py)."""
+        """Coordinates of x's shape: k-space, or the Hartley frequencies of real images (operators/tools/fourier.py)."""
         self.measurement_shape(shape)
         size = (shape[1], shape[2])
         if self.complex:

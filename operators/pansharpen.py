@@ -9,14 +9,14 @@ import torch
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Operator, Shape
-from invdiff.parameters import parameter, whole
+from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.specs.parameters import parameter, whole
 
-from .constants import Constant
 from .downsample import Downsample
 from .mixing import mix
-from .separable import Factors, axis_matrix
-from .shapes import channels_and_size, require_batch
+from .tools.separable import Factors, axis_matrix
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import Constant
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import Operator, Shape
-from invdiff.parameters import parameter
+from invdiff.operator.contract import Operator, Shape
+from invdiff.specs.parameters import parameter
 
-from .constants import working
-from .shapes import channels_and_size, require_batch
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import working
 
 ERROR_REDUCTIONS = 100
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.operator import Shape
-from invdiff.parameters import parameter, whole
+from invdiff.operator.contract import Shape
+from invdiff.specs.parameters import parameter, whole
 
 from .masking import Masking, random_mask
 

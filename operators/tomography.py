@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import Map, Operator, Shape
-from invdiff.parameters import parameter, whole
+from invdiff.operator.contract import Map, Operator, Shape
+from invdiff.specs.parameters import parameter, whole
 
-from .circulant import Circulant
-from .constants import working
-from .shapes import channels_and_size, require_batch
+from .tools.circulant import Circulant
+from .tools.shapes import channels_and_size, require_batch
+from .tools.tables import working
 
 LARGEST = 2**32
 """Bytes of the two sparse matrices in float32, 8 for each of their entries."""

@@ -10,11 +10,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.operator import Operator, Shape
-from invdiff.parameters import parameter, whole
+from invdiff.operator.contract import Operator, Shape
+from invdiff.specs.parameters import parameter, whole
 
-from .shapes import channels_and_size, require_batch
-from .straight_through import straight_through
+from .tools.shapes import channels_and_size, require_batch
+from .tools.straight_through import straight_through
 
 SATURATED = 0.9
 """A measured value above it is taken as clipped, in a first guess: noise may have lowered it."""

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import Map, Operator, Shape
-from invdiff.parameters import format_spec, parameter
-from invdiff.parameters import shape as shape_of
+from invdiff.operator.arrays import file_or_array, fingerprint, load
+from invdiff.operator.contract import Map, Operator, Shape
+from invdiff.specs.parameters import format_spec, parameter
+from invdiff.specs.parameters import shape as shape_of
 
-from .arrays import file_or_array, fingerprint, load
 from .blur import boundary_parameter
-from .constants import Constant, working
 from .filtering import Filter
-from .fourier import transfer_function
-from .kernels import Stencil, convolution, disk
-from .padded import PaddedFilter, fast_length
+from .tools.fourier import transfer_function
+from .tools.kernels import Stencil, convolution, disk
+from .tools.padded import PaddedFilter, fast_length
+from .tools.tables import Constant, working
 
 
 @dataclass(frozen=True, eq=False)

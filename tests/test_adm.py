@@ -7,11 +7,12 @@ import functools
 import pytest
 import torch
 
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import CheckpointError, UsageError
-from invdiff.priors import describe_checkpoint, loading
-from invdiff.priors.adm import AdmFile, convert, unet_config
-from invdiff.priors.adm_settings import KNOWN, Layout, complete, read_settings
-from invdiff.schedule import Schedule
+from invdiff.priors import describe_checkpoint
+from invdiff.priors.stored import loading
+from invdiff.priors.stored.adm import AdmFile, convert, unet_config
+from invdiff.priors.stored.adm_settings import KNOWN, Layout, complete, read_settings
 
 load_prior = functools.partial(loading.load_prior, device="cpu", precision="fp32")
 
@@ -259,7 +260,7 @@ class TestFiles:
 
     def test_one_file_is_all_that_is_needed(self, tmp_path, monkeypatch):
         """As for the published networks: shapes that are known say everything."""
-        from invdiff.priors import adm_settings
+        from invdiff.priors.stored import adm_settings
 
         known = {"small": settings_of("ffhq_10m")}
         monkeypatch.setattr(adm_settings, "KNOWN", known)

@@ -12,13 +12,13 @@ from click.testing import CliRunner
 
 from invdiff import operators
 from invdiff.cli.main import main
-from invdiff.composition import Composition
 from invdiff.errors import UsageError
-from invdiff.operator import Operator, Shape
-from invdiff.operators.cosine import CosineFilter
-from invdiff.operators.fourier import CircularFilter
-from invdiff.operators.separable import SeparableFilter
-from invdiff.solvers.recommendation import family
+from invdiff.operator.chain import Composition
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operators.tools.cosine import CosineFilter
+from invdiff.operators.tools.fourier import CircularFilter
+from invdiff.operators.tools.separable import SeparableFilter
+from invdiff.restoration.recommendation import family
 
 ROUNDING = 1e-12  # a few hundred products of numbers of size 1
 CIRCULAR = "gaussian_blur:sigma=1,boundary=circular"

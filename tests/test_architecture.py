@@ -15,7 +15,7 @@ MOST_LINES = 400
 OPERATOR_CONTRACT = ("operator", "parameters", "registry", "errors", "images", "linalg", "plugins")
 UPPER = ("invdiff.training", "invdiff.evaluation", "invdiff.solvers", "invdiff.samplers", "invdiff.doctor")
 # The public entry points live in the core's folder, but stand above the solvers that they run.
-ENTRY_POINTS = ("invdiff", "invdiff.__main__", "invdiff.restoration", "invdiff.generation")
+ENTRY_POINTS = ("invdiff", "invdiff.__main__", "invdiff.restoration", "invdiff.samplers.generation")
 
 
 def source_files() -> Iterator[tuple[str, Path]]:
@@ -91,7 +91,7 @@ def broken_rules(module: str, name: str, type_only: bool) -> Iterator[str]:
 
 def test_the_source_follows_the_rules():
     files = list(source_files())
-    assert {"invdiff", "invdiff.errors", "invdiff.images", "invdiff.operators"} <= {name for name, _ in files}
+    assert {"invdiff", "invdiff.errors", "invdiff.files.images", "invdiff.operators"} <= {name for name, _ in files}
     found = []
     for module, path in files:
         found += violations(module, path.read_text(encoding="utf-8"), is_package=path.name == "__init__.py")
@@ -105,11 +105,11 @@ def test_the_source_follows_the_rules():
         ("invdiff.solvers.bad", "def f():\n    from invdiff import operators", "never imports a concrete operator"),
         ("invdiff.solvers.bad", "import invdiff.operators.blur as blur", "never imports a concrete operator"),
         ("invdiff.samplers.bad", "from invdiff.operators.blur import Blur", "never imports an operator"),
-        ("invdiff.continuous", "from invdiff.samplers import get", "the core imports nothing from training"),
+        ("invdiff.samplers.continuous", "from invdiff.samplers import get", "the core imports nothing from training"),
         ("invdiff.solvers.bad", "from ..operators import blur", "across folders"),
         ("invdiff.solvers.bad", "from ..operators import blur", "never imports a concrete operator"),
         ("invdiff.solvers.bad", "from invdiff.cli import main", "only the command line"),
-        ("invdiff.operators.bad", "from invdiff.priors.base import Prior", "an operator may import only"),
+        ("invdiff.operators.bad", "from invdiff.priors.prior import Prior", "an operator may import only"),
         ("invdiff.operators.bad", "from invdiff import solvers", "an operator may import only"),
         ("invdiff.operators.bad", "import invdiff", "an operator may import only"),
         ("invdiff.operators.bad", "from invdiff.operators_extra import x", "an operator may import only"),
@@ -117,10 +117,14 @@ def test_the_source_follows_the_rules():
         ("invdiff.operators.bad", "from operators.blur import Blur", "the import name is invdiff.operators.blur"),
         ("invdiff.cli.bad", "import invdiff.cli.main", "use a relative import"),
         ("invdiff.cli.bad", "from ..evaluation import metrics", "across folders"),
-        ("invdiff.schedule", "from invdiff.cli.main import main", "only the command line"),
-        ("invdiff.schedule", "def f():\n    import invdiff.training.engine", "the core imports nothing from training"),
-        ("invdiff.schedule", "from invdiff.solvers import get", "the core imports nothing from training"),
-        ("invdiff.priors.bad", "from invdiff.evaluation.metrics import psnr", "the core imports nothing from"),
+        ("invdiff.diffusion.schedule", "from invdiff.cli.main import main", "only the command line"),
+        (
+            "invdiff.diffusion.schedule",
+            "def f():\n    import invdiff.training.engine",
+            "the core imports nothing from training",
+        ),
+        ("invdiff.diffusion.schedule", "from invdiff.solvers import get", "the core imports nothing from training"),
+        ("invdiff.priors.bad", "from invdiff.scores.metrics import psnr", "the core imports nothing from"),
         (
             "invdiff.training.bad",
             "try:\n    import invdiff.cli.train\nexcept ImportError:\n    pass",
@@ -139,10 +143,13 @@ def test_the_rules_catch(module, source, words):
         ("invdiff.operators.good", "from invdiff.operator import Operator\nfrom .blur import Blur\nimport torch"),
         ("invdiff.operators.good", "from invdiff.errors import UsageError, unknown"),
         ("invdiff.cli.good", "from invdiff.solvers import get\nfrom .main import main\nfrom invdiff import operators"),
-        ("invdiff.solvers.good", "from invdiff.priors.base import Prior\nfrom invdiff.solvers.base import Solver"),
-        ("invdiff.samplers.good", "from invdiff.solvers.transitions import DDIM\nfrom invdiff.continuous import VPSDE"),
-        ("invdiff.evaluation.good", "from invdiff.solvers import get\nfrom invdiff.training.data import split"),
-        ("invdiff.sampling", "if TYPE_CHECKING:\n    from invdiff.solvers.base import Solver"),
+        ("invdiff.solvers.good", "from invdiff.priors.prior import Prior\nfrom invdiff.solvers.solver import Solver"),
+        (
+            "invdiff.samplers.good",
+            "from invdiff.samplers.transitions import DDIM\nfrom invdiff.samplers.continuous import VPSDE",
+        ),
+        ("invdiff.evaluation.good", "from invdiff.solvers import get\nfrom invdiff.training.data.sampler import split"),
+        ("invdiff.restoration.loop", "if TYPE_CHECKING:\n    from invdiff.solvers.solver import Solver"),
         ("invdiff.__main__", "from invdiff.cli.main import main"),
         ("invdiff.errors", "x = 1\n" * 400),
     ],
@@ -171,13 +178,13 @@ def test_help_loads_no_heavy_package():
 
 
 def test_the_heavy_package_check_can_fail():
-    assert "torch" in modules_loaded_by("import invdiff.linalg, torch")
+    assert "torch" in modules_loaded_by("import invdiff.operator.linalg, torch")
 
 
 FIRST_CALL = """
 from pathlib import Path
 import tempfile, torch
-from invdiff.images import write_image
+from invdiff.files.images import write_image
 from invdiff.priors.network import NetworkPrior
 def stop(*_):
     raise KeyboardInterrupt

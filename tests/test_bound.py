@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner, Result
 
 from invdiff.cli.main import Root
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
-from invdiff.evaluation import bound as module
-from invdiff.evaluation.bound import discrete_decoder, gaussian_decoder, variational_bound
-from invdiff.images import write_image
+from invdiff.files.images import write_image
 from invdiff.priors import GaussianPrior
-from invdiff.priors.base import Prior
-from invdiff.schedule import Schedule
+from invdiff.priors.prior import Prior
+from invdiff.scores import bound as module
+from invdiff.scores.bound import discrete_decoder, gaussian_decoder, variational_bound
 
 SHAPE = (1, 16, 16)
 VARIANCES = np.geomspace(0.02, 0.3, 256) ** 2

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from invdiff import operators
-from invdiff.bridge import as_operator, to_deepinv
 from invdiff.errors import UsageError
-from invdiff.operator import Operator
+from invdiff.operator.contract import Operator
+from invdiff.operator.deepinv_physics import as_operator, to_deepinv
 
 # deepinv keeps its tables in float32; a few hundred roundings.
 SINGLE = 3e-5

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from invdiff.errors import NumericalError, UsageError
-from invdiff.evaluation import calibration
-from invdiff.evaluation.metrics import crps
+from invdiff.scores import calibration
+from invdiff.scores.metrics import crps
 
 IMAGES, SHAPE = 30, (1, 12, 12)
 DEVIATION = 0.05

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from tiny import picture, tiny_prior
 
 from invdiff.cli.main import COMMANDS, main
-from invdiff.images import read_image, write_image
+from invdiff.files.images import read_image, write_image
 
 BLUR = ["--operator", "gaussian_blur:sigma=1", "--noise", "0.05"]
 FAST = ["--steps", "2", "--precision", "fp32", "--device", "cpu"]
@@ -177,7 +177,7 @@ def test_super_resolution_crops_and_compares_with_bicubic(folder: Path, prior: P
     result = succeed("restore", "y.tiff", "-o", "x.png", *sr, *FAST, "--prior", prior, "--reference", "odd.png")
     assert "cropped from 27 x 33 to 24 x 32" in result.stderr
     metrics = json.loads(Path("x.png.json").read_text())["metrics"]
-    from invdiff.evaluation.metrics import psnr
+    from invdiff.scores.metrics import psnr
 
     bicubic = torch.nn.functional.interpolate(load("y.tiff")[None], size=(24, 32), mode="bicubic")
     expected = float(psnr(bicubic, load("odd.png")[None, :, :24, :32]))
@@ -241,7 +241,7 @@ def test_demo_and_sample(folder: Path, prior: Path) -> None:
 
 def test_lists_and_details_come_from_the_declarations(prior: Path) -> None:
     from invdiff import operators, solvers
-    from invdiff.parameters import declarations
+    from invdiff.specs.parameters import declarations
 
     listing = succeed("operators", "list").stdout
     assert all(name in listing for name in operators.names())
@@ -263,7 +263,7 @@ def test_the_solvers_named_for_an_operator_are_those_that_run() -> None:
 
     for name in ("gaussian_blur", "motion_blur", "downsample", "inpaint"):
         operator = operators.get(name)
-        able = [solver for solver in solvers.names() if not solvers.get(solver).missing(operator)]
+        able = [solver for solver in solvers.names() if not solvers.get(solver).unmet(operator)]
         assert solvers_for(operators.REGISTRY[name]) == (able, False), name
 
 
@@ -486,7 +486,7 @@ def test_sample_does_not_replace_single_files_of_somebody_else(folder: Path, pri
 def test_an_older_result_survives_a_failure(
     folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    import invdiff.images
+    import invdiff.files.images
 
     common = ["restore", "clean/a.png", "-o", "out/x.png", *BLUR, *FAST, "--prior", prior, "--samples", 2]
     succeed(*common)
@@ -495,7 +495,7 @@ def test_an_older_result_survives_a_failure(
     def fail(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(invdiff.images, "write_json", fail)
+    monkeypatch.setattr(invdiff.files.images, "write_json", fail)
     assert invoke(*common, "--seed", 1).exit_code in (1, 130)
     assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
@@ -566,7 +566,7 @@ def test_ctrl_c_before_the_first_step_of_a_training(folder: Path, monkeypatch: p
     import signal
 
     import invdiff.training.engine
-    from invdiff.background import StopFlag
+    from invdiff.machine.threads import StopFlag
 
     def interrupted(*arguments: Any, **options: Any) -> None:
         with StopFlag() as stop:

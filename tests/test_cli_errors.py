@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from invdiff.cli import errors
 from invdiff.cli.main import main
 from invdiff.errors import NumericalError
-from invdiff.images import write_image
+from invdiff.files.images import write_image
 
 ROOT = Path(__file__).parents[1]
 BLUR = ["--operator", "gaussian_blur:sigma=1", "--noise", "0.05"]
@@ -178,7 +178,7 @@ def test_checkpoints_that_cannot_be_used(folder: Path, prior: str) -> None:
 
 
 def test_failures_in_the_middle_leave_nothing(folder: Path, prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import invdiff.images
+    import invdiff.files.images
     import invdiff.restoration
 
     command = [*RESTORE, *BLUR, "--prior", prior, "--samples", "2"]
@@ -209,7 +209,9 @@ def test_failures_in_the_middle_leave_nothing(folder: Path, prior: str, monkeypa
 
     monkeypatch.undo()
     os.chdir(folder)
-    monkeypatch.setattr(invdiff.images, "write_json", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(
+        invdiff.files.images, "write_json", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt())
+    )
     result = invoke(*command)
     assert result.exit_code == 130 and not list(Path("out").iterdir())
 

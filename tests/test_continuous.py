@@ -10,13 +10,14 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from invdiff import continuous, samplers
-from invdiff.continuous import VPSDE, log_likelihood
+from invdiff import samplers
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
+from invdiff.machine.random import Noise, generator
 from invdiff.priors import GaussianMixturePrior, GaussianPrior, NetworkPrior
-from invdiff.priors.base import Prior
-from invdiff.sampling import Noise, generator
-from invdiff.schedule import Schedule
+from invdiff.priors.prior import Prior
+from invdiff.samplers import continuous
+from invdiff.samplers.continuous import VPSDE, log_likelihood
 
 NAMES = ["linear", "scaled_linear", "cosine"]
 ROOT2 = math.sqrt(2)

@@ -11,8 +11,8 @@ import torch
 from deepinv_physics import BUILDERS, NOT_BUILT, ONE_AT_A_TIME
 
 from invdiff import operators, restore
-from invdiff.bridge import as_operator, to_deepinv
-from invdiff.priors.bridge import DeepinvPrior, as_deepinv_denoiser
+from invdiff.operator.deepinv_physics import as_operator, to_deepinv
+from invdiff.priors.deepinv_denoiser import DeepinvPrior, as_deepinv_denoiser
 
 SINGLE = 3e-5  # deepinv keeps its tables in float32: a few hundred roundings
 # deepinv's own A_adjoint is not the transpose there; the bridge differentiates A instead.
@@ -66,7 +66,7 @@ def test_a_physics_is_an_operator(name: str) -> None:
 
 
 def test_complex_and_several_measurements_keep_their_norm_and_come_back() -> None:
-    from invdiff.reals import from_reals, to_reals
+    from invdiff.operator.deepinv_physics import from_reals, to_reals
 
     y = torch.randn(2, 3, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     reals = to_reals(y)

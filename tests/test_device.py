@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from invdiff.device import choose_device
 from invdiff.errors import UsageError
+from invdiff.machine.device import choose_device
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, cards: int) -> None:

@@ -16,8 +16,8 @@ from laws.builders import CASES, NONLINEAR, Case
 from invdiff import doctor, operators
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
-from invdiff.operator import SVD, Operator, Shape
-from invdiff.parameters import parameter
+from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.specs.parameters import parameter
 
 SHAPE = (3, 16, 16)
 

@@ -7,8 +7,8 @@ import threading
 import pytest
 import torch
 
-from invdiff.drawing import Ahead
-from invdiff.sampling import generator
+from invdiff.machine.noise_ahead import Ahead
+from invdiff.machine.random import generator
 
 CPU = torch.device("cpu")
 PLANS = {

@@ -22,12 +22,13 @@ import invdiff
 from invdiff import operators
 from invdiff.cli.main import main
 from invdiff.errors import ImageError, UsageError
-from invdiff.evaluation import perceptual, runner, store
+from invdiff.evaluation import runner, store
 from invdiff.evaluation.datasets import DataSet, batches
 from invdiff.evaluation.store import Store, load
 from invdiff.evaluation.suite import Cell, check_suite, read_suite, shipped_suites
-from invdiff.images import read_image
+from invdiff.files.images import read_image
 from invdiff.priors import load_prior
+from invdiff.scores import perceptual
 
 ROOT = Path(__file__).resolve().parents[1]
 BLUR = ["--operator", "gaussian_blur:sigma=1", "--noise", "0.05"]

@@ -17,11 +17,12 @@ from test_loading import edit, generator, make_unet, save
 
 from invdiff.cli.main import main
 from invdiff.cli.prior import prior
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import CheckpointError, UsageError
-from invdiff.priors import describe_checkpoint, loading
-from invdiff.priors.export import write_folder
-from invdiff.priors.loading import open_checkpoint
-from invdiff.schedule import Schedule
+from invdiff.priors import describe_checkpoint
+from invdiff.priors.stored import loading
+from invdiff.priors.stored.export import write_folder
+from invdiff.priors.stored.loading import open_checkpoint
 
 load_prior = functools.partial(loading.load_prior, device="cpu", precision="fp32")
 

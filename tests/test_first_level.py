@@ -8,10 +8,10 @@ import torch
 
 import invdiff
 from invdiff import operators, solvers
-from invdiff.priors.base import Sigma
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.problem import Problem
-from invdiff.restoration import states
+from invdiff.priors.prior import Sigma
+from invdiff.problem.problem import Problem
+from invdiff.restoration.api import states
 from invdiff.solvers.first_level import FirstLevel, first_level
 from invdiff.solvers.point import FIRST
 

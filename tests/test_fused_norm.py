@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from invdiff.priors import fused_block, fused_norm
-from invdiff.priors.fused_block import fuse
-from invdiff.priors.fused_norm import add_bias, available, group_norm_silu
+from invdiff.priors.gpu import fused_block, fused_norm
+from invdiff.priors.gpu.fused_block import fuse
+from invdiff.priors.gpu.fused_norm import add_bias, available, group_norm_silu
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_in_the_interpreter starts")
@@ -318,7 +318,7 @@ def test_on_the_cpu_nothing_changes() -> None:
 @plain
 def test_triton_is_not_imported_before_it_is_needed() -> None:
     program = (
-        "import sys, torch; before = 'triton' in sys.modules; import invdiff.priors.fused_block; "
+        "import sys, torch; before = 'triton' in sys.modules; import invdiff.priors.gpu.fused_block; "
         "assert ('triton' in sys.modules) == before; assert 'diffusers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)

@@ -12,15 +12,15 @@ import pytest
 import torch
 
 import invdiff
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import CheckpointError, UsageError
-from invdiff.generation import sample
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.network import NetworkPrior
-from invdiff.schedule import Schedule
+from invdiff.samplers.generation import sample
 from invdiff.training.checkpoint import export_pipeline
 from invdiff.training.config import TrainingConfig
+from invdiff.training.data.photographs import Photographs
 from invdiff.training.network import build_network, build_scheduler
-from invdiff.training.photographs import Photographs
 from invdiff.training.statistics import image_statistics
 
 COVARIANCE = ((0.05, 0.03, 0.02), (0.03, 0.06, 0.04), (0.02, 0.04, 0.07))
@@ -149,8 +149,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_it_travels_with_the_folder(folder: Path, tmp_path: Path) -> None:
-    from invdiff.priors.export import write_folder
-    from invdiff.priors.loading import open_checkpoint
+    from invdiff.priors.stored.export import write_folder
+    from invdiff.priors.stored.loading import open_checkpoint
 
     prior = invdiff.load_prior(folder, device="cpu", precision="fp32")
     assert prior.high_noise == MODEL and prior.describe()["above sigma_start"] == "Gaussian images"
@@ -177,8 +177,8 @@ def test_other_channels_are_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_training_fits_it_where_the_noise_is_predicted(prediction: str, tmp_path: Path) -> None:
-    from invdiff.images import write_image
-    from invdiff.training.entries import find_entries
+    from invdiff.files.images import write_image
+    from invdiff.training.data.entries import find_entries
 
     for k in range(12):
         write_image(tmp_path / f"{k}.png", MODEL.colour(white(1, 3, 48, 48, seed=k))[0].clamp(0, 1))

@@ -12,23 +12,23 @@ import torch
 
 import invdiff
 from invdiff import operators, samplers, solvers
-from invdiff.evaluation import calibration
+from invdiff.diffusion.schedule import Schedule
 from invdiff.evaluation.protocol import Protocol
-from invdiff.generation import sample
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.network import NetworkPrior
 from invdiff.priors.tiled import tiled
-from invdiff.schedule import Schedule
+from invdiff.samplers.generation import sample
+from invdiff.scores import calibration
 from invdiff.training.checkpoint import TrainingState
 from invdiff.training.config import TrainingConfig
-from invdiff.training.data import CropSampler, to_network
+from invdiff.training.data.entries import find_entries
+from invdiff.training.data.photographs import Photographs
+from invdiff.training.data.resident import ResidentFeeder
+from invdiff.training.data.sampler import CropSampler, to_network
 from invdiff.training.distributed import Processes
 from invdiff.training.engine import build_objective, train
-from invdiff.training.entries import find_entries
 from invdiff.training.learner import Feeder, Learner
 from invdiff.training.network import build_network, build_scheduler
-from invdiff.training.photographs import Photographs
-from invdiff.training.resident import ResidentFeeder
 
 pytestmark = [
     pytest.mark.gpu,
@@ -73,7 +73,7 @@ def test_operator_answers_as_on_the_cpu(spec: str) -> None:
 def test_restoration_agrees_with_the_cpu(name: str, spec: str, folder: Path) -> None:
     """The noise comes from CPU generators, so both devices walk the same path up to rounding."""
     operator = operators.get(spec)
-    if solvers.get(name).missing(operator):
+    if solvers.get(name).unmet(operator):
         pytest.skip(f"{name} cannot use {spec}")
     y = invdiff.degrade(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)), operator, noise=0.05)
     on = {

@@ -10,8 +10,8 @@ import torch
 from tiny import tiny_prior
 
 import invdiff
-from invdiff.priors import group_norm
-from invdiff.priors.group_norm import GroupNorm, quicken
+from invdiff.priors.gpu import group_norm
+from invdiff.priors.gpu.group_norm import GroupNorm, quicken
 
 
 def norm(channels: int = 12, groups: int = 4) -> torch.nn.GroupNorm:

@@ -19,8 +19,9 @@ from click.testing import CliRunner
 
 from invdiff.cli.main import main
 from invdiff.errors import CheckpointError, UsageError
-from invdiff.priors import hub, load_prior
-from invdiff.priors.hub import push
+from invdiff.priors import load_prior
+from invdiff.priors.stored import hub
+from invdiff.priors.stored.hub import push
 
 TOKEN = "hf_of_the_test"
 

@@ -19,10 +19,12 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from invdiff import atomic, image_decoding, image_encoding, images
 from invdiff.errors import ImageError, NumericalError, UsageError
-from invdiff.images import (
-    atomic_path,
+from invdiff.files import atomic, images
+from invdiff.files import decoding as image_decoding
+from invdiff.files import encoding as image_encoding
+from invdiff.files.atomic import atomic_path
+from invdiff.files.images import (
     fit_channels,
     list_images,
     read_image,
@@ -757,7 +759,7 @@ def test_unusable_grids_are_refused(arguments, words):
 
 
 def test_importing_the_module_loads_neither_torch_nor_numpy():
-    code = "import sys, invdiff.images; print(*{'torch', 'numpy', 'PIL', 'tifffile'} & set(sys.modules))"
+    code = "import sys, invdiff.files.images; print(*{'torch', 'numpy', 'PIL', 'tifffile'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
 

@@ -12,7 +12,7 @@ import torch
 
 import invdiff
 from invdiff import operators
-from invdiff.latest import LARGEST, Latest, lasting
+from invdiff.operator.kept import LARGEST, Latest, lasting
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.solvers import first_level
 

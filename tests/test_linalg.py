@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from invdiff import operators
-from invdiff.linalg import TOLD_ABOVE, solve
-from invdiff.operator import Operator
+from invdiff.operator.contract import Operator
+from invdiff.operator.linalg import TOLD_ABOVE, solve
 
 
 def spectrum(condition: float, dtype: torch.dtype = torch.float64, size: int = 60) -> torch.Tensor:
@@ -139,7 +139,9 @@ def test_symmetric_kernels_converge_at_once() -> None:
 def test_missing_the_aim_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     op = operators.get("motion_blur:path=random")
     z, y, _ = misfit(op, 32)
-    monkeypatch.setattr("invdiff.linalg.solve", lambda *args, **more: solve(*args, **{**more, "iterations": 3}))
+    monkeypatch.setattr(
+        "invdiff.operator.linalg.solve", lambda *args, **more: solve(*args, **{**more, "iterations": 3})
+    )
     with pytest.warns(
         RuntimeWarning, match=r"motion_blur:path=random: prox_l2 .*residual of .*boundary=circular.*sigma_y"
     ):

@@ -13,12 +13,13 @@ import sys
 import pytest
 import torch
 
-from invdiff.device import memory_format
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import CheckpointError, InvdiffError, UsageError
-from invdiff.priors import DeepinvPrior, GaussianPrior, Prior, describe_checkpoint, loading, shipped
-from invdiff.priors.environment import explain_import_failure
-from invdiff.priors.loading import load_tensors
-from invdiff.schedule import Schedule
+from invdiff.machine.device import memory_format
+from invdiff.priors import DeepinvPrior, GaussianPrior, Prior, describe_checkpoint, shipped
+from invdiff.priors.stored import loading
+from invdiff.priors.stored.environment import explain_import_failure
+from invdiff.priors.stored.loading import load_tensors
 
 # Exact comparisons need float32; the default "auto" is bfloat16 where the processor has it.
 load_prior = functools.partial(loading.load_prior, device="cpu", precision="fp32")
@@ -192,7 +193,7 @@ class TestDiffusersFolder:
         json.dumps(facts)
 
     def test_counts_the_operations_of_a_convolution(self):
-        from invdiff.priors.diffusers_folder import flop_per_pixel
+        from invdiff.priors.stored.diffusers_folder import flop_per_pixel
 
         class Net(torch.nn.Module):
             def __init__(self):

@@ -12,11 +12,12 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from invdiff import Problem, measurement_files, operators
+from invdiff import Problem, operators
 from invdiff.cli.main import main
 from invdiff.errors import ImageError, UsageError
-from invdiff.images import write_image
-from invdiff.raw_data import Layout, read_raw
+from invdiff.files.images import write_image
+from invdiff.files.raw import Layout, read_raw
+from invdiff.problem import files as measurement_files
 
 FAST = ["--steps", "2", "--precision", "fp32", "--device", "cpu"]
 SHAPE = (3, 24, 32)

@@ -13,9 +13,9 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from invdiff.errors import NumericalError, UsageError
-from invdiff.evaluation import metrics
-from invdiff.evaluation.comparison import as_image, compare
-from invdiff.evaluation.metrics import crps, psnr, ssim
+from invdiff.scores import metrics
+from invdiff.scores.comparison import as_image, compare
+from invdiff.scores.metrics import crps, psnr, ssim
 
 
 def random_pair(shape, seed=0):

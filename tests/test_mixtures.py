@@ -13,8 +13,8 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from invdiff import solvers
-from invdiff.evaluation import mixtures
-from invdiff.evaluation.mixtures import log_levels, mixture_problem, paper_times, run_solver, schedule, summary
+from invdiff.exactness import mixture_benchmark as mixtures
+from invdiff.exactness.mixture_benchmark import log_levels, mixture_problem, paper_times, run_solver, schedule, summary
 
 CELLS = [(d, dy) for d in (8, 80) for dy in mixtures.MEASURED]
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import invdiff
-from invdiff.evaluation.metrics import psnr
-from invdiff.images import read_image
-from invdiff.priors.loading import CHECKPOINTS, describe_checkpoint
+from invdiff.files.images import read_image
+from invdiff.priors.stored.loading import CHECKPOINTS, describe_checkpoint
+from invdiff.scores.metrics import psnr
 
 FOLDER = CHECKPOINTS / "natural"
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "data" / "bench" / "cbsd68"

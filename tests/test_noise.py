@@ -14,13 +14,14 @@ import torch
 import invdiff
 from invdiff import noise, operators, solvers
 from invdiff.errors import UsageError
+from invdiff.machine.random import generator
 from invdiff.noise import Gaussian, NoiseModel, Poisson, PoissonGaussian, noise_model
-from invdiff.operator import Operator
+from invdiff.operator.contract import Operator
+from invdiff.operator.spectral import Decomposed, Lanczos, spectral
+from invdiff.operator.weighted import Whitened
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.problem import Problem
-from invdiff.sampling import generator
-from invdiff.spectral import Decomposed, Lanczos, spectral
-from invdiff.whitening import WINDOW, Whitened, average_deviation, local_deviation
+from invdiff.problem.problem import Problem
+from invdiff.problem.whitening import WINDOW, average_deviation, local_deviation
 
 MODELS = [Gaussian(0.05), Poisson(0.02), Poisson(0.3), PoissonGaussian(0.02, 0.03), PoissonGaussian(0.1, 0.01)]
 SPECS = ["gaussian:sigma=0.05", "poisson:gain=0.02", "poisson_gaussian:gain=0.02,sigma=0.01"]

@@ -18,7 +18,7 @@ from invdiff import operators
 from invdiff.errors import UsageError
 from invdiff.noise import estimate
 from invdiff.noise.estimation import CALM, MAD, calmest, lines, of_picture, patch_covariance
-from invdiff.operator import Operator, Shape
+from invdiff.operator.contract import Operator, Shape
 from invdiff.priors.gaussian import GaussianPrior
 
 METHODS = {

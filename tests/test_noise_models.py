@@ -12,6 +12,7 @@ import torch
 import invdiff
 from invdiff import noise
 from invdiff.errors import UsageError
+from invdiff.machine.random import generator
 from invdiff.noise import (
     CorrelatedGaussian,
     GaussianChannels,
@@ -23,11 +24,10 @@ from invdiff.noise import (
     Uniform,
     noise_model,
 )
+from invdiff.operator.spectral import dense_matrix
+from invdiff.operator.weighted import Prewhitened, Whitened
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.problem import Problem
-from invdiff.sampling import generator
-from invdiff.spectral import dense_matrix
-from invdiff.whitening import Prewhitened, Whitened
+from invdiff.problem.problem import Problem
 
 KERNEL = np.array([[0.0, 1.0, 0.5], [1.0, 3.0, 1.0], [0.2, 1.0, 0.0]])
 MAP = np.linspace(0.02, 0.1, 64).reshape(8, 8)

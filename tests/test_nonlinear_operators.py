@@ -15,11 +15,11 @@ import invdiff
 from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
-from invdiff.evaluation.ambiguity import best_of_ambiguities
-from invdiff.evaluation.metrics import psnr
-from invdiff.images import write_image
+from invdiff.files.images import write_image
 from invdiff.operators import jpeg
 from invdiff.priors.gaussian import GaussianPrior
+from invdiff.scores.ambiguity import best_of_ambiguities
+from invdiff.scores.metrics import psnr
 
 
 def smooth(channels: int = 3, height: int = 40, width: int = 52) -> torch.Tensor:
@@ -208,10 +208,10 @@ ABLE = [
 
 
 def test_who_can() -> None:
-    able = {name for name in solvers.names() if not solvers.get(name).missing(operators.get("jpeg"))}
+    able = {name for name in solvers.names() if not solvers.get(name).unmet(operators.get("jpeg"))}
     assert able == {spec.partition(":")[0] for spec in ABLE}
     with pytest.raises(UsageError, match=r"ddrm needs a linear operator.*solvers that work: daps, diffpir, dpir, dps"):
-        solvers.get("ddrm").check(operators.get("jpeg"))
+        solvers.check(solvers.get("ddrm"), operators.get("jpeg"))
 
 
 @pytest.mark.parametrize("solver", [spec for spec in ABLE if not spec.startswith("tds")])

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff.diffusion.parameterization import convert, to_clean
+from invdiff.diffusion.schedule import Schedule
+from invdiff.diffusion.weighting import normalisation, reference_error, weights
 from invdiff.errors import UsageError
-from invdiff.parameterization import convert, to_clean
-from invdiff.schedule import Schedule
 from invdiff.training.objective import (
     PREDICTIONS,
     WEIGHTINGS,
@@ -22,7 +23,6 @@ from invdiff.training.objective import (
     level_probabilities,
     levels,
 )
-from invdiff.training.weighting import normalisation, reference_error, weights
 
 LINEAR, COSINE = Schedule.named("linear"), Schedule.named("cosine")
 TIMES = torch.tensor([0, 1, 2, 10, 100, 300, 700, 998, 999])
@@ -398,5 +398,5 @@ def test_bad_settings_are_refused():
 
 
 def test_the_names_of_the_weightings_load_no_torch():
-    code = "import sys, invdiff.training.weighting as w; assert w.WEIGHTINGS and 'torch' not in sys.modules"
+    code = "import sys, invdiff.diffusion.weighting as w; assert w.WEIGHTINGS and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

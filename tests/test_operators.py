@@ -17,8 +17,8 @@ import torch
 
 from invdiff import operators
 from invdiff.errors import ImageError, InvdiffError, UsageError
-from invdiff.operator import KEPT_SHAPES, Operator
-from invdiff.parameters import declarations
+from invdiff.operator.contract import KEPT_SHAPES, Operator
+from invdiff.specs.parameters import declarations
 
 ROOT = Path(__file__).resolve().parents[1]
 PUBLISHED = ROOT.parent / "shared/data/bench/kernels/kernels_bicubicx234.npz"
@@ -96,8 +96,8 @@ def test_reflect_repeats_the_edge_pixel() -> None:
 
 @pytest.mark.parametrize("size", [(5, 5), (8, 13), (12, 6), (37, 64)], ids=str)
 def test_symmetric_kernels_take_the_cosine_transform_and_the_matrices_agree(size: tuple[int, int]) -> None:
-    from invdiff.operators.cosine import CosineFilter, Cosines
-    from invdiff.operators.separable import Axis, SeparableFilter, axis_matrix
+    from invdiff.operators.tools.cosine import CosineFilter, Cosines
+    from invdiff.operators.tools.separable import Axis, SeparableFilter, axis_matrix
 
     op, x = operators.get("uniform_blur:size=5"), picture(2, *size)
     engine = op._engine((2, *size))
@@ -307,7 +307,7 @@ def test_grayscale_is_the_luma() -> None:
 
 
 def test_luma_weights_are_written_once() -> None:
-    from invdiff import images
+    from invdiff.files import images
     from invdiff.operators import grayscale
 
     assert grayscale.WEIGHTS["bt601"] is images.LUMA

@@ -8,8 +8,7 @@ import math
 import pytest
 import torch
 
-from invdiff.errors import UsageError
-from invdiff.parameterization import (
+from invdiff.diffusion.parameterization import (
     FORMS,
     PREDICTIONS,
     check_prediction,
@@ -19,7 +18,8 @@ from invdiff.parameterization import (
     to_score,
     to_velocity,
 )
-from invdiff.schedule import Schedule
+from invdiff.diffusion.schedule import Schedule
+from invdiff.errors import UsageError
 
 ABARS = (1 - 1e-4, 0.9, 0.5, 0.1, 4e-5)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from invdiff.errors import UsageError
-from invdiff.parameters import declarations, parameter, parse_spec, validate, whole
+from invdiff.specs.parameters import declarations, parameter, parse_spec, validate, whole
 
 
 def text(value: object) -> str:

@@ -18,8 +18,8 @@ from invdiff import operators
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
 from invdiff.evaluation import peers
-from invdiff.evaluation.measured import Picture, read_pictures
-from invdiff.images import write_image
+from invdiff.evaluation.measured_folder import Picture, read_pictures
+from invdiff.files.images import write_image
 from invdiff.noise import noise_model
 from invdiff.priors import GaussianPrior
 

@@ -12,10 +12,10 @@ import torchvision
 from scipy.linalg import sqrtm
 
 from invdiff.errors import InvdiffError, NumericalError, UsageError
-from invdiff.evaluation import perceptual
-from invdiff.evaluation.perceptual import KINDS, PAIRS, distances, frechet_distance, missing
 from invdiff.evaluation.protocol import Protocol
-from invdiff.priors.tensor_files import load_tensors
+from invdiff.priors.stored.tensor_files import load_tensors
+from invdiff.scores import perceptual
+from invdiff.scores.perceptual import KINDS, PAIRS, distances, frechet_distance, missing
 
 HEADS = Path(torchmetrics.__file__).parent / "functional" / "image"
 

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from invdiff import operators
 from invdiff.errors import InputWarning, UsageError
-from invdiff.operators.kernels import anisotropic_gaussian, convolution, disk
+from invdiff.operators.tools.kernels import anisotropic_gaussian, convolution, disk
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "data" / "bench"
 # Sums of a few hundred products of numbers below 1.
@@ -336,7 +336,7 @@ def test_the_command_line_tells_too(tmp_path: Path) -> None:
 
 def test_cosines_of_large_images_are_taken_in_strips(monkeypatch):
     """The same numbers and gradients, whatever the strips; a width of one strip's memory and more, too."""
-    from invdiff.operators import cosine
+    from invdiff.operators.tools import cosine
 
     x = torch.rand(2, 3, 37, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     answers = []

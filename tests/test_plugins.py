@@ -17,12 +17,13 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from invdiff import operators, scaffold
+from invdiff import operators
 from invdiff.cli.main import main
+from invdiff.doctor import scaffold
 from invdiff.errors import PluginError, UsageError
-from invdiff.images import write_image
-from invdiff.plugins import absolute, check_class, is_file_spec
-from invdiff.registry import Registry
+from invdiff.files.images import write_image
+from invdiff.operator.from_file import absolute, check_class, is_file_spec
+from invdiff.specs.registry import Registry
 
 ROOT = Path(__file__).parents[1]
 CODE = """
@@ -34,7 +35,7 @@ from typing import ClassVar
 import torch
 
 from invdiff.operator import Operator
-from invdiff.parameters import parameter
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +224,7 @@ def test_a_chain_may_hold_a_file(folder: Path) -> None:
 @pytest.mark.parametrize("spec", ["evil.py", "evil.py:A", "evil.py:A(b=1)", "evil.py(b=1)", "identity | evil.py"])
 def test_a_measurement_file_cannot_make_code_run(folder: Path, spec: str) -> None:
     from invdiff.errors import ImageError
-    from invdiff.measurement_files import MeasurementFile
+    from invdiff.problem.files import MeasurementFile
 
     Path("evil.py").write_text("open('ran', 'w')")
     about = {"operator": spec, "noise": "0.1", "image_shape": [3, 4, 4], "arrays": {}}

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from invdiff import linalg as module
 from invdiff import operators, restore
-from invdiff.linalg import ACCURACY, SHARE, dot, missing, solve
-from invdiff.operator import Operator, Shape
+from invdiff.operator import linalg as module
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.linalg import ACCURACY, SHARE, dot, missing, solve
 from invdiff.operators import MultiCoil, Tomography
-from invdiff.operators.circulant import FLOOR, Circulant
 from invdiff.operators.mri import birdcage
-from invdiff.priors.base import Prior
+from invdiff.operators.tools.circulant import FLOOR, Circulant
+from invdiff.priors.prior import Prior
 
 BODY = np.add.outer(np.linspace(-1, 1, 32) ** 2, np.linspace(-1, 1, 32) ** 2) < 0.6
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import UsageError
 from invdiff.priors import GaussianMixturePrior, GaussianPrior, NetworkPrior
 from invdiff.priors.network import pad_to_multiple
-from invdiff.schedule import Schedule
 
 F64 = torch.float64
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.evaluation import perceptual
-from invdiff.evaluation.metrics import psnr, ssim
 from invdiff.evaluation.protocol import PERCEPTUAL, Protocol
-from invdiff.parameters import build
+from invdiff.scores import perceptual
+from invdiff.scores.metrics import psnr, ssim
+from invdiff.specs.parameters import build
 
 
 def batch(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:

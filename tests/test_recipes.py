@@ -220,7 +220,7 @@ def test_natural_is_what_made_the_checkpoint():
 @pytest.mark.parametrize("name", ["natural", "grey", "small-cpu", "large-gpu"])
 def test_shipped_networks_are_small(name):
     """At most 20 MiB in 16 bits, and 1.0 MFLOP a pixel and call."""
-    from invdiff.priors.diffusers_folder import flop_per_pixel
+    from invdiff.priors.stored.diffusers_folder import flop_per_pixel
     from invdiff.training.network import build_network
 
     config = TrainingConfig.from_dict(read_recipe(name).settings)

@@ -15,11 +15,11 @@ from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
 from invdiff.evaluation.speed import Recorder
-from invdiff.operator import Operator
+from invdiff.operator.contract import Operator
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.solvers import recommendation
-from invdiff.solvers.auto import choose
-from invdiff.solvers.recommendation import Score, family, recommend, within
+from invdiff.restoration import recommendation
+from invdiff.restoration.auto import choose
+from invdiff.restoration.recommendation import Score, family, recommend, within
 
 SHAPE = (1, 16, 16)
 TABLE = (
@@ -200,7 +200,7 @@ def test_mixes_colours_holes_and_pixels_are_chosen_for_by_their_own_measurements
     chosen = choose(operator, (3, 64, 64), noise, calls)
     lines = [s for s in recommendation.scores() if (s.family, s.noise) == (kind, noise)]
     runs = [(s, recommendation.within(s.solver, s.budget)) for s in lines]
-    best = max(s.single for s, run in runs if run and run.passes <= calls and not run.missing(operator))
+    best = max(s.single for s, run in runs if run and run.passes <= calls and not run.unmet(operator))
     assert best == max(s.single for s, run in runs if run == chosen)
 
 

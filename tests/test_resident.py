@@ -10,15 +10,15 @@ import pytest
 import torch
 from PIL import Image
 
-from invdiff.schedule import Schedule
-from invdiff.training import resident
+from invdiff.diffusion.schedule import Schedule
 from invdiff.training.config import TrainingConfig
-from invdiff.training.crops import reduce
-from invdiff.training.data import CropSampler, to_network
-from invdiff.training.entries import find_entries
+from invdiff.training.data import resident
+from invdiff.training.data.crops import reduce
+from invdiff.training.data.entries import find_entries
+from invdiff.training.data.photographs import Photographs
+from invdiff.training.data.resident import ResidentFeeder, bicubic
+from invdiff.training.data.sampler import CropSampler, to_network
 from invdiff.training.learner import Feeder
-from invdiff.training.photographs import Photographs
-from invdiff.training.resident import ResidentFeeder, bicubic
 
 CPU = torch.device("cpu")
 SETTINGS = {"widths": (16, 32), "groups": 4, "crops": (16, 32), "pixels": 16 * 32 * 32}

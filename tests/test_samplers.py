@@ -13,15 +13,16 @@ import torch
 from scipy.integrate import solve_ivp
 
 from invdiff import samplers
-from invdiff.continuous import VPSDE
+from invdiff.diffusion.levels import RHO, SPACINGS, noise_levels
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
-from invdiff.generation import sample
-from invdiff.parameters import declarations
+from invdiff.machine.random import Noise, generator
 from invdiff.priors import GaussianMixturePrior, GaussianPrior
-from invdiff.priors.base import Prior
-from invdiff.samplers.base import RHO, SPACINGS, noise_levels
-from invdiff.sampling import CountedPrior, Noise, generator
-from invdiff.schedule import Schedule
+from invdiff.priors.counted import CountedPrior
+from invdiff.priors.prior import Prior
+from invdiff.samplers.continuous import VPSDE
+from invdiff.samplers.generation import sample
+from invdiff.specs.parameters import declarations
 
 ROOT2 = math.sqrt(2)
 # One line for each sampler: spec, and the calls after which its bias is below a standard error of 12,000 samples. A sampler

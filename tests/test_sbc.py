@@ -12,16 +12,16 @@ import torch
 from scipy import stats
 
 from invdiff.errors import UsageError
-from invdiff.evaluation import sbc
-from invdiff.evaluation.exactness.problems import image_prior
-from invdiff.evaluation.sbc import quantities, simulate, uniformity
+from invdiff.exactness import sbc
+from invdiff.exactness.problems import image_prior
+from invdiff.exactness.sbc import quantities, simulate, uniformity
+from invdiff.machine.random import generator
+from invdiff.operator.spectral import dense_matrix
 from invdiff.operators import get
-from invdiff.priors.base import WrappedPrior
 from invdiff.priors.mixture import GaussianMixturePrior
-from invdiff.problem import Problem
-from invdiff.sampling import generator
-from invdiff.solution import Solution
-from invdiff.spectral import dense_matrix
+from invdiff.priors.prior import WrappedPrior
+from invdiff.problem.problem import Problem
+from invdiff.restoration.solution import Solution
 
 SHAPE = (1, 4, 4)
 PRIOR = image_prior(SHAPE)

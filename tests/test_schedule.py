@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff.diffusion.schedule import Schedule, cosine_betas, linear_betas, scaled_linear_betas
 from invdiff.errors import UsageError
-from invdiff.schedule import Schedule, cosine_betas, linear_betas, scaled_linear_betas
 
 DIFFUSERS = {
     "linear": "linear",

@@ -12,9 +12,9 @@ import torch
 import invdiff
 from invdiff.errors import UsageError
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.problem import Problem
-from invdiff.restoration import FIRST_SAMPLES, MOST_SAMPLES, residuals
-from invdiff.solution import Solution
+from invdiff.problem.problem import Problem
+from invdiff.restoration.api import FIRST_SAMPLES, MOST_SAMPLES, residuals
+from invdiff.restoration.solution import Solution
 
 
 def solution() -> Solution:

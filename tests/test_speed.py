@@ -11,13 +11,14 @@ import torch
 from tiny import tiny_prior
 
 import invdiff
-from invdiff.device import check_compiler, choose_precision, memory_format, precisions
 from invdiff.errors import InputWarning, UsageError
-from invdiff.evaluation.metrics import psnr
 from invdiff.evaluation.speed import Call, CompileTime, Recorder, alternate, replay
-from invdiff.images import centre
+from invdiff.files.images import centre
+from invdiff.machine.device import check_compiler, choose_precision, memory_format, precisions
 from invdiff.priors.network import NetworkPrior
-from invdiff.restoration import degrade, restore
+from invdiff.problem.simulation import degrade
+from invdiff.restoration.api import restore
+from invdiff.scores.metrics import psnr
 
 CPU = torch.device("cpu")
 LOSS = 0.02
@@ -150,7 +151,7 @@ def test_precisions_that_the_device_lacks(monkeypatch):
         choose_precision("bf16", torch.device("cuda"))
     assert choose_precision("auto", torch.device("cuda")) == torch.float32
     assert precisions(torch.device("cuda")) == ["fp32", "fp16"]
-    monkeypatch.setattr("invdiff.device._has_bf16", lambda device: False)
+    monkeypatch.setattr("invdiff.machine.device._has_bf16", lambda device: False)
     with pytest.warns(InputWarning, match="no bf16 instructions: --precision fp32 is faster here"):
         assert choose_precision("bf16", CPU) == torch.bfloat16
     assert choose_precision("auto", CPU) == torch.float32 and precisions(CPU) == ["fp32"]
@@ -254,7 +255,7 @@ def test_inputs_of_one_kind_run_together_wherever_they_stand():
 
 
 def test_what_is_read_ahead_and_written_behind_keeps_its_order_and_its_errors():
-    from invdiff.background import Behind, ahead
+    from invdiff.machine.threads import Behind, ahead
 
     made: list[int] = []
     results = ahead(lambda k: made.append(k) or 10 // k, [5, 0, 2, 1], 1)

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 
 from invdiff.errors import UsageError
-from invdiff.evaluation import statistics
-from invdiff.evaluation.statistics import mean_interval, paired
+from invdiff.scores import statistics
+from invdiff.scores.statistics import mean_interval, paired
 
 DRAWS = 400
 

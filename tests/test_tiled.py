@@ -17,16 +17,16 @@ import torch
 from click.testing import CliRunner
 
 import invdiff
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import InputWarning, InvdiffError, UsageError
-from invdiff.images import write_image
-from invdiff.memory import free_memory, is_out_of_memory
+from invdiff.files.images import write_image
+from invdiff.machine.memory import free_memory, is_out_of_memory
 from invdiff.priors import GaussianPrior
 from invdiff.priors import tiled as module
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.network import NetworkPrior
 from invdiff.priors.tiled import TiledPrior, tiled
 from invdiff.priors.tiles import Tiles, windows
-from invdiff.schedule import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -388,7 +388,7 @@ def test_a_real_limit_of_memory_is_met_and_kept():
 import resource, psutil, torch
 from invdiff.priors.network import NetworkPrior
 from invdiff.priors.tiled import tiled
-from invdiff.schedule import Schedule
+from invdiff.diffusion.schedule import Schedule
 
 class Wide(torch.nn.Module):
     def __init__(self):
@@ -444,14 +444,14 @@ def test_auto_takes_what_fits(monkeypatch):
 
 
 def test_a_machine_without_any_limit_has_what_the_system_has(monkeypatch):
-    monkeypatch.setattr("invdiff.memory._left_by_limits", lambda: iter(()))
-    monkeypatch.setattr("invdiff.memory.left_by_cgroups", list)
+    monkeypatch.setattr("invdiff.machine.memory._left_by_limits", lambda: iter(()))
+    monkeypatch.setattr("invdiff.machine.memory.left_by_cgroups", list)
     assert free_memory(torch.device("cpu")) == pytest.approx(psutil.virtual_memory().available, rel=0.1)
 
 
 def test_free_memory_is_the_least_of_system_container_and_limit(monkeypatch):
     assert 0 < free_memory(torch.device("cpu")) < 2**50
-    monkeypatch.setattr("invdiff.memory.left_by_cgroups", lambda: [10**9, 10**8])
+    monkeypatch.setattr("invdiff.machine.memory.left_by_cgroups", lambda: [10**9, 10**8])
     assert free_memory() == 10**8
     monkeypatch.undo()
     if sys.platform != "win32":

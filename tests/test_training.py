@@ -17,13 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-from invdiff.background import StopFlag
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import CheckpointError, InvdiffError, NumericalError, UsageError
-from invdiff.schedule import Schedule
+from invdiff.machine.threads import StopFlag
 from invdiff.training import engine, learner, optimizers, provenance
 from invdiff.training.checkpoint import TrainingState, export_pipeline
 from invdiff.training.config import FIXED, TrainingConfig
-from invdiff.training.curves import Curves
 from invdiff.training.distributed import Processes
 from invdiff.training.ema import Averages
 from invdiff.training.learner import Learner, MicroBatch, less_memory
@@ -31,7 +30,8 @@ from invdiff.training.muon import BatchedStep
 from invdiff.training.network import build_network, build_scheduler
 from invdiff.training.objective import Objective, draw
 from invdiff.training.optimizers import MuonWithAdamW, build_optimizer, rate, set_rate
-from invdiff.training.validation import SIGMAS, denoising_psnr
+from invdiff.training.watch.curves import Curves
+from invdiff.training.watch.validation import SIGMAS, denoising_psnr
 
 CPU = torch.device("cpu")
 TINY = {"widths": (8, 16), "groups": 4, "crops": (16,), "pixels": 512, "holdout": 1, "warmup": 0, "steps": 6}
@@ -76,7 +76,7 @@ def photos(tmp_path_factory):
 
 
 def saved_state(out):
-    from invdiff.priors.loading import load_tensors
+    from invdiff.priors.stored.loading import load_tensors
 
     return load_tensors(out / "training" / "state.pt")
 

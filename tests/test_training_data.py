@@ -21,14 +21,14 @@ import torch
 from PIL import Image
 
 from invdiff.errors import ImageError, InvdiffError, UsageError
-from invdiff.memory import left_by_cgroups
-from invdiff.training.cache import Cache
+from invdiff.machine.memory import left_by_cgroups
 from invdiff.training.config import TrainingConfig
-from invdiff.training.crops import reduce, uniforms
-from invdiff.training.data import CropSampler, Usable, check_weights, split, split_by_key, to_network
-from invdiff.training.decoding import decode, load, to_unit
-from invdiff.training.entries import Entry, find_entries
-from invdiff.training.photographs import Photographs
+from invdiff.training.data.cache import Cache
+from invdiff.training.data.crops import reduce, uniforms
+from invdiff.training.data.decoding import decode, load, to_unit
+from invdiff.training.data.entries import Entry, find_entries
+from invdiff.training.data.photographs import Photographs
+from invdiff.training.data.sampler import CropSampler, Usable, check_weights, split, split_by_key, to_network
 
 TINY = {"widths": (8, 16), "groups": 4, "crops": (16,), "pixels": 512, "holdout": 1, "warmup": 0, "steps": 6}
 
@@ -293,7 +293,7 @@ def ramp(dtype=np.uint8, scale=1):
 
 
 def test_every_kind_of_picture_as_colour_and_as_grey(tmp_path):
-    from invdiff.images import write_image
+    from invdiff.files.images import write_image
 
     grey = ramp()
     alpha = Image.fromarray(np.stack([grey, np.full_like(grey, 128)], -1), "LA")
@@ -570,7 +570,7 @@ def test_a_full_disk_ends_the_cache_and_not_the_training(tmp_path, monkeypatch, 
 
 
 def test_the_disk_cache_holds_every_kind_over_several_segments(tmp_path, monkeypatch):
-    from invdiff.training import cache as module
+    from invdiff.training.data import cache as module
 
     monkeypatch.setattr(module, "SEGMENT", 2**16)
     rng = np.random.default_rng(0)
@@ -652,7 +652,7 @@ def test_memory_is_what_the_container_leaves(tmp_path):
 
 
 def test_processes_on_one_machine_share_its_room(monkeypatch, tmp_path):
-    from invdiff.training import cache as module
+    from invdiff.training.data import cache as module
 
     monkeypatch.setattr(module, "free_memory", lambda: 8000)
     monkeypatch.setattr(module, "free_disk", lambda folder: 16000)
@@ -777,7 +777,7 @@ def test_an_image_that_is_not_kept_is_let_go(monkeypatch):
     """Of many large images, only as many are in memory at once as there are threads."""
     import weakref
 
-    from invdiff.training import photographs as module
+    from invdiff.training.data import photographs as module
 
     alive, most, lock, real = weakref.WeakSet(), [0], threading.Lock(), module.load_stored
 
@@ -960,7 +960,7 @@ def test_data_without_a_usable_image(tmp_path):
 
 
 def test_a_million_wrong_images_are_not_all_tried(monkeypatch):
-    from invdiff.training import data as module
+    from invdiff.training.data import sampler as module
 
     monkeypatch.setattr(module, "ENOUGH", 20)
     reads = [0]

@@ -13,8 +13,8 @@ import torch
 
 from invdiff import operators
 from invdiff.errors import UsageError
-from invdiff.operators import hadamard, kspace
 from invdiff.operators.mri import birdcage
+from invdiff.operators.tools import hadamard, kspace
 
 # Sums of a few hundred products of numbers below 1.
 ROUNDING = 1e-13

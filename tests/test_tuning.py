@@ -19,14 +19,15 @@ import invdiff
 from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
-from invdiff.evaluation.measured import Picture, Pictures
-from invdiff.evaluation.metrics import crps
-from invdiff.evaluation.tuning import outcome, search, sets, space
-from invdiff.images import write_image
+from invdiff.evaluation.measured_folder import Picture, Pictures
+from invdiff.evaluation.tuning import outcome, search, space
+from invdiff.evaluation.tuning import test_set_guard as sets
+from invdiff.files.images import write_image
 from invdiff.noise import noise_model
-from invdiff.parameters import declarations
 from invdiff.priors import GaussianPrior
-from invdiff.problem import Problem
+from invdiff.problem.problem import Problem
+from invdiff.scores.metrics import crps
+from invdiff.specs.parameters import declarations
 
 SHAPE = (1, 12, 12)
 BLUR = operators.get("gaussian_blur:sigma=1")

@@ -20,21 +20,22 @@ from click.testing import CliRunner, Result
 from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
-from invdiff.evaluation import mixtures
-from invdiff.evaluation.exactness import batteries, dense, page, problems, report, running
-from invdiff.evaluation.exactness.dense import Preconditioned
-from invdiff.evaluation.exactness.measures import MEASURES, Score, Yardstick, average, significant, verdict
-from invdiff.evaluation.exactness.mixture import mixture_cases
-from invdiff.evaluation.exactness.mixture import mixture_problem as problems_of_mixture
-from invdiff.evaluation.exactness.problems import TOYS_2D, ExactProblem, exact_problem, gaussian_case, toy_case
-from invdiff.linalg import solve
-from invdiff.operator import Operator
-from invdiff.priors.base import Prior
+from invdiff.exactness import batteries, dense, page, problems, running
+from invdiff.exactness import mixture_benchmark as mixtures
+from invdiff.exactness import text as report
+from invdiff.exactness.dense import Preconditioned
+from invdiff.exactness.measures import MEASURES, Score, Yardstick, average, significant, verdict
+from invdiff.exactness.mixture import mixture_cases
+from invdiff.exactness.mixture import mixture_problem as problems_of_mixture
+from invdiff.exactness.problems import TOYS_2D, ExactProblem, exact_problem, gaussian_case, toy_case
+from invdiff.machine.random import Noise, generator
+from invdiff.operator.contract import Operator
+from invdiff.operator.linalg import solve
+from invdiff.operator.spectral import dense_matrix
 from invdiff.priors.mixture import GaussianMixturePrior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise, generator
-from invdiff.solvers.base import Move, Solver
-from invdiff.spectral import dense_matrix
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.solvers.solver import Move, Solver
 
 COUNT = 800
 
@@ -323,7 +324,7 @@ def test_operators_without_a_decomposition_are_solved_alike_in_fewer_iterations(
     v = torch.randn(3, *shape, generator=generator(0, "data", 0), dtype=torch.float64)
     counts = []
     monkeypatch.setattr(
-        "invdiff.linalg.solve", lambda *given, **named: counts.append(found := solve(*given, **named)) or found
+        "invdiff.operator.linalg.solve", lambda *given, **named: counts.append(found := solve(*given, **named)) or found
     )
     if wrong:  # the twin: another matrix takes iterations, and gives the same answer all the same
         monkeypatch.setattr(dense, "dense_matrix", lambda of, shape: 0 * dense_matrix(of, shape))

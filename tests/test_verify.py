@@ -14,14 +14,14 @@ import torch
 from click.testing import CliRunner
 
 from invdiff.cli.main import main
+from invdiff.diffusion.parameterization import PREDICTIONS
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
-from invdiff.images import write_image
-from invdiff.parameterization import PREDICTIONS
+from invdiff.files.images import write_image
 from invdiff.priors import NetworkPrior, load_prior
-from invdiff.priors.loading import CHECKPOINTS
-from invdiff.priors.pictures import builtin_pictures, read_pictures
-from invdiff.priors.verify import _RANGES, MARGIN, Reading, calls, verify_prior
-from invdiff.schedule import Schedule
+from invdiff.priors.stored.loading import CHECKPOINTS
+from invdiff.priors.stored.pictures import builtin_pictures, read_pictures
+from invdiff.priors.stored.verify import _RANGES, MARGIN, Reading, calls, verify_prior
 
 SIDE = 32
 SCHEDULES = {

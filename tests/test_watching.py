@@ -17,14 +17,15 @@ import numpy as np
 import pytest
 import torch
 
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import CheckpointError
-from invdiff.priors.base import Prior, per_sample
-from invdiff.schedule import Schedule
-from invdiff.training import curves, report, validation
+from invdiff.priors.prior import Prior, per_sample
 from invdiff.training.config import TrainingConfig
-from invdiff.training.curves import BINS, MEMORY, Curves, History, LevelAverages, Speed
-from invdiff.training.validation import SIGMAS, denoising_psnr, denoising_scores, validate, validation_loss
-from invdiff.training.watch import WINDOW, PictureSettings, Watch, superfluous
+from invdiff.training.watch import curves, validation
+from invdiff.training.watch import plots as report
+from invdiff.training.watch.curves import BINS, MEMORY, Curves, History, LevelAverages, Speed
+from invdiff.training.watch.validation import SIGMAS, denoising_psnr, denoising_scores, validate, validation_loss
+from invdiff.training.watch.watch import WINDOW, PictureSettings, Watch, superfluous
 
 SCHEDULE = Schedule.named("linear")
 QUICK = PictureSettings(samples=2, side=16, steps=2, kept=4)
@@ -310,7 +311,7 @@ def test_the_rows_of_the_logs(tmp_path):
 
 
 def test_a_resumed_watch_goes_on_as_if_it_had_not_stopped(tmp_path):
-    from invdiff.priors.tensor_files import load_tensors
+    from invdiff.priors.stored.tensor_files import load_tensors
 
     unbroken = Watch(tmp_path / "unbroken", config(), drawing=None)
     learn(unbroken, 1, 17)
@@ -579,7 +580,7 @@ def test_without_matplotlib_there_is_a_warning_and_a_result(tmp_path, monkeypatc
 
 def test_heavy_packages_are_imported_when_they_are_used(tmp_path):
     code = (
-        "import sys, pathlib, numpy as np; from invdiff.training.watch import *\n"
+        "import sys, pathlib, numpy as np; from invdiff.training.watch.watch import *\n"
         f"w = Watch(pathlib.Path({str(tmp_path)!r}), TrainingConfig())\n"
         "w.step(1, loss=1.0, lr=1.0, images=1, seconds=1.0, t=np.array([3]), errors=np.array([1.0]))\n"
         "w.validated({'step': 1})\n"
@@ -587,7 +588,7 @@ def test_heavy_packages_are_imported_when_they_are_used(tmp_path):
         "w.finish()\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
     )
-    root = Path(curves.__file__).parents[2]
+    root = Path(curves.__file__).parents[3]
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=120)
 
 

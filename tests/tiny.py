@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from invdiff.images import write_image
+from invdiff.files.images import write_image
 
 
 def tiny_prior(folder: Path, channels: int = 3) -> Path:

@@ -6,7 +6,7 @@ python docs/examples/compare_solvers.py [PRIOR]
 import sys
 
 import invdiff
-from invdiff.evaluation.statistics import paired
+from invdiff.scores.statistics import paired
 
 prior = invdiff.load_prior(sys.argv[1] if len(sys.argv) > 1 else "natural")
 

@@ -18,14 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from invdiff.bridge import as_operator
-from invdiff.device import choose_device
 from invdiff.errors import UsageError
-from invdiff.operator import Operator, Shape
-from invdiff.problem import resolve_operator
+from invdiff.machine.device import choose_device
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.deepinv_physics import as_operator
+from invdiff.operators import resolve_operator
 
 from . import basics, contract, inverses, linearity
-from .report import FAIL, Line, Report, failed, not_applicable
+from .findings import FAIL, Line, Report, failed, not_applicable
 from .subject import Mismatch, Subject, choose_shape
 
 __all__ = ["Line", "Report", "check"]

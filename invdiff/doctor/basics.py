@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from invdiff.operator import Operator, Shape
+from invdiff.operator.contract import Operator, Shape
 
-from .report import Line, by, failed, passed, within
+from .findings import Line, by, failed, passed, within
 from .subject import Subject, fit, gap, quiet
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from invdiff.errors import InvdiffError, UsageError
-from invdiff.operator import Operator
-from invdiff.parameters import declarations
+from invdiff.operator.contract import Operator
+from invdiff.specs.parameters import declarations
 
-from .report import Line, by, failed, not_applicable, passed
+from .findings import Line, by, failed, not_applicable, passed
 from .subject import Subject, gap
 
 NETWORK_SIDE = 256
@@ -163,9 +163,9 @@ def quietly(call: Any, x: torch.Tensor) -> torch.Tensor:
 
 def network_call(s: Subject) -> float:
     """Milliseconds of one call of the shipped prior's network on 256 x 256, in the precision that restore takes."""
-    from invdiff.device import autocast
+    from invdiff.machine.device import autocast
     from invdiff.priors.network import NetworkPrior
-    from invdiff.restoration import resolve_prior
+    from invdiff.restoration.api import resolve_prior
 
     prior = resolve_prior("natural", s.device.type, "auto")
     assert isinstance(prior, NetworkPrior)
@@ -183,11 +183,11 @@ def solvers(s: Subject) -> Line:
     unable: dict[str, list[str]] = {}
     for name, cls in REGISTRY.items():
         try:
-            missing = cls().missing(s.operator)
+            unmet = cls().unmet(s.operator)
         except InvdiffError:
             continue
-        if missing:
-            unable.setdefault(" and ".join(missing), []).append(name)
+        if unmet:
+            unable.setdefault(" and ".join(unmet), []).append(name)
         else:
             able.append(name)
     others = "".join(f"; not {', '.join(names)}: need {what}" for what, names in unable.items())

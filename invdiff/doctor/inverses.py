@@ -6,12 +6,12 @@ import math
 
 import torch
 
-from invdiff.linalg import TOLD_ABOVE
-from invdiff.operator import SVD, Operator
+from invdiff.operator.contract import SVD, Operator
+from invdiff.operator.linalg import TOLD_ABOVE
 
 from . import proximal
 from .causes import number
-from .report import Line, by, failed, not_applicable, passed, within
+from .findings import Line, by, failed, not_applicable, passed, within
 from .subject import Mismatch, Subject, fit, gap, inner, quiet
 
 CONDITION = 100

@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from invdiff.operator import Operator
+from invdiff.operator.contract import Operator
 
 from .causes import number, why_adjoint_differs
-from .report import Line, by, failed, not_applicable, passed, within
+from .findings import Line, by, failed, not_applicable, passed, within
 from .subject import Mismatch, Subject, fit, gap, inner
 
 SECANT = 0.25

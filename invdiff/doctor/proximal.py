@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import torch
 
-from invdiff.linalg import largest_eigenvalue, over
-from invdiff.nonlinear import gauss_newton
-from invdiff.operator import Operator
+from invdiff.operator.contract import Operator
+from invdiff.operator.gauss_newton import gauss_newton
+from invdiff.operator.linalg import largest_eigenvalue, over
 
 from .causes import number
-from .report import Line, failed, not_applicable, passed
+from .findings import Line, failed, not_applicable, passed
 from .subject import Subject, fit, inner, quiet
 
 SLACK = 0.05

@@ -11,11 +11,11 @@ from functools import cached_property
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.linalg import largest_eigenvalue
-from invdiff.operator import Operator, Shape
-from invdiff.spectral import DENSE
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.linalg import largest_eigenvalue
+from invdiff.operator.spectral import DENSE
 
-from .report import by
+from .findings import by
 
 DEFAULT_SHAPES: tuple[Shape, ...] = ((3, 64, 64), (1, 64, 64), (2, 64, 64), (3, 256, 256), (2, 256, 256))
 SMALL_SIDES = (16, 8, 32)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.evaluation import sets
+from invdiff.evaluation import fid as sets
 from invdiff.evaluation.datasets import DataSet
 from invdiff.evaluation.plan import make_plan
 from invdiff.evaluation.protocol import Protocol
@@ -21,9 +21,9 @@ from invdiff.evaluation.simulating import simulate
 from invdiff.evaluation.store import Run, Store, load
 from invdiff.evaluation.suite import Suite, grid_cells, read_suite
 from invdiff.evaluation.summary import Summary, summaries
-from invdiff.operator import Operator
-from invdiff.priors.base import Prior
-from invdiff.solvers.base import Solver
+from invdiff.operator.contract import Operator
+from invdiff.priors.prior import Prior
+from invdiff.solvers.solver import Solver
 
 AXES = ("data", "operator", "noise", "solver", "steps", "prior", "seed", "samples")
 """The settings of a cell that a table shows."""

@@ -16,8 +16,8 @@ from invdiff.errors import ImageError, UsageError
 if TYPE_CHECKING:
     import torch
 
-    from invdiff.operator import Operator
-    from invdiff.priors.base import Prior
+    from invdiff.operator.contract import Operator
+    from invdiff.priors.prior import Prior
 
 BUILTIN = "skimage"
 """The path that stands for the photographs that come with scikit-image."""
@@ -82,7 +82,7 @@ class DataSet:
         elif self.path == BUILTIN:
             found = [_photograph(name) for name in PHOTOGRAPHS]
         else:
-            from invdiff.images import list_images
+            from invdiff.files.images import list_images
 
             paths = list_images(self.path)
             found = [_file(key, path) for key, path in zip(_keys(paths, Path(self.path)), paths, strict=True)]
@@ -112,7 +112,7 @@ def batches(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 def fitted(image: torch.Tensor, operator: Operator, prior: Prior, crop: int | None) -> torch.Tensor:
     """An image (C, H, W) as a task takes it: the prior's channels, its middle `crop` x `crop` pixels, and of those what the
     operator takes, without rows at the bottom and columns at the right. Raises UsageError if the prior cannot take it."""
-    from invdiff.images import centre, fit_channels
+    from invdiff.files.images import centre, fit_channels
 
     if prior.channels is not None:
         image = fit_channels(image, prior.channels)
@@ -162,7 +162,7 @@ def _keys(paths: Sequence[Path], root: Path) -> list[str]:
 
 def _file(key: str, path: Path) -> Source:
     def read() -> torch.Tensor:
-        from invdiff.images import read_image
+        from invdiff.files.images import read_image
 
         return read_image(path).tensor
 

@@ -14,10 +14,11 @@ from invdiff.evaluation.datasets import Source
 from invdiff.evaluation.plan import Plan, Task
 from invdiff.evaluation.runner import Batch, read
 from invdiff.evaluation.store import Place
-from invdiff.restoration import degrade, restore
-from invdiff.solvers.auto import choose
-from invdiff.solvers.base import Solver
-from invdiff.solvers.recommendation import within
+from invdiff.problem.simulation import degrade
+from invdiff.restoration.api import restore
+from invdiff.restoration.auto import choose
+from invdiff.restoration.recommendation import within
+from invdiff.solvers.solver import Solver
 
 TRIED = 2
 """Network calls of a measurement."""

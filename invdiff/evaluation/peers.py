@@ -19,14 +19,14 @@ import torch
 import invdiff
 from invdiff import solvers
 from invdiff.errors import NumericalError, UsageError, unknown
-from invdiff.evaluation.comparison import as_image, window
-from invdiff.evaluation.measured import Picture
-from invdiff.evaluation.metrics import psnr, ssim
-from invdiff.evaluation.statistics import Paired, paired
+from invdiff.evaluation.measured_folder import Picture
 from invdiff.noise import Gaussian, NoiseModel
-from invdiff.operator import Operator
-from invdiff.priors.base import Prior
-from invdiff.sampling import CountedPrior
+from invdiff.operator.contract import Operator
+from invdiff.priors.counted import CountedPrior
+from invdiff.priors.prior import Prior
+from invdiff.scores.comparison import as_image, window
+from invdiff.scores.metrics import psnr, ssim
+from invdiff.scores.statistics import Paired, paired
 
 SMALLEST_SSIM = 11
 """Pixels a side from which on there is an SSIM."""
@@ -141,7 +141,7 @@ def check(operator: Operator, noise: NoiseModel, peers: Iterable[str], specs: It
         raise UsageError(f"noise={noise.spec}: deepinv's methods here are for Gaussian noise; give sigma_y, e.g. 0.05")
     for spec in specs:
         if spec != "auto":
-            solvers.get(spec).check(operator)
+            solvers.check(solvers.get(spec), operator)
 
 
 def compare(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from invdiff.evaluation.comparison import as_image
 from invdiff.evaluation.plan import Plan, Task
-from invdiff.images import write_image
-from invdiff.solution import Solution
+from invdiff.files.images import write_image
+from invdiff.restoration.solution import Solution
+from invdiff.scores.comparison import as_image
 
 STD_WHITE = 0.25
 """The standard deviation, in [0, 1] units, that is white in a map of uncertainty."""

@@ -11,18 +11,18 @@ from datetime import datetime, timezone
 from typing import Any
 
 from invdiff import solvers
-from invdiff.device import PRECISION_NAMES
 from invdiff.errors import UsageError
 from invdiff.evaluation.datasets import DataSet, Source, file_hash
 from invdiff.evaluation.store import FORMAT, KIND
 from invdiff.evaluation.suite import Cell, Suite
+from invdiff.machine.device import PRECISION_NAMES
+from invdiff.machine.versions import package_versions
 from invdiff.noise import noise_model
-from invdiff.operator import Operator, files_of
-from invdiff.priors.base import Prior
-from invdiff.problem import resolve_operator
-from invdiff.restoration import resolve_prior
-from invdiff.solution import package_versions
-from invdiff.solvers.base import Solver
+from invdiff.operator.contract import Operator, files_of
+from invdiff.operators import resolve_operator
+from invdiff.priors.prior import Prior
+from invdiff.restoration.api import resolve_prior
+from invdiff.solvers.solver import Solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,8 +142,8 @@ def make_plan(
         noise_model(cell.noise, zero=True)
         operator = resolve_operator(given.get(cell.operator) or suite.spelled_out(cell.operator))
         solver = _solver(cell, given)
-        if isinstance(solver, Solver) and (missing := solver.missing(operator)):
-            skipped.append((cell.label, f"{solver.name} needs an operator that is {' and '.join(missing)}"))
+        if isinstance(solver, Solver) and (unmet := solver.unmet(operator)):
+            skipped.append((cell.label, f"{solver.name} needs an operator that is {' and '.join(unmet)}"))
             continue
         where = {"crop": data[cell.data].crop, "files": [file_hash(path) for path in files_of(operator)]}
         measured = digest(

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from invdiff.errors import unknown
-from invdiff.parameters import parameter, truth, validate, whole
+from invdiff.specs.parameters import parameter, truth, validate, whole
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ class Protocol:
     def _perceptual_lines(self) -> list[str]:
         if not self.perceptual:
             return []
-        from invdiff.evaluation import perceptual
+        from invdiff.scores import perceptual
 
         lines = []
         for name in self.perceptual:
@@ -86,7 +86,7 @@ class Protocol:
         """
         import torch
 
-        from invdiff.evaluation import metrics, perceptual
+        from invdiff.scores import metrics, perceptual
 
         with torch.no_grad():
             names = self._names(tuple(x.shape))
@@ -100,7 +100,7 @@ class Protocol:
         return rows
 
     def _names(self, shape: tuple[int, ...]) -> list[str]:
-        from invdiff.evaluation.metrics import WINDOW
+        from invdiff.scores.metrics import WINDOW
 
         bases = ["psnr", "ssim"] if min(shape[-2:]) - 2 * self.border >= WINDOW else ["psnr"]
         return bases + ([f"{base}_y" for base in bases] if self.y_channel and shape[1] in (1, 3) else [])
@@ -110,7 +110,7 @@ def _columns(names: list[str], x: torch.Tensor, reference: torch.Tensor) -> torc
     """(B, len(names)): these scores of images that are compared as they are."""
     import torch
 
-    from invdiff.evaluation.metrics import luma, psnr_of, ssim_of
+    from invdiff.scores.metrics import luma, psnr_of, ssim_of
 
     measures = {"psnr": psnr_of, "ssim": ssim_of}
     return torch.stack(

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from invdiff.background import Behind, ahead
 from invdiff.errors import InvdiffError, UsageError
 from invdiff.evaluation.datasets import Source, batches, fitted
 from invdiff.evaluation.pictures import Album
@@ -19,11 +18,13 @@ from invdiff.evaluation.plan import Plan, Task
 from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.scoring import result_lines
 from invdiff.evaluation.store import Line, Place, Run, Store
-from invdiff.memory import is_out_of_memory
-from invdiff.priors.base import Prior
+from invdiff.machine.memory import is_out_of_memory
+from invdiff.machine.threads import Behind, ahead
+from invdiff.priors.prior import Prior
 from invdiff.priors.tiled import WHOLE
-from invdiff.restoration import default_batch_size, degrade, restore
-from invdiff.solution import Solution
+from invdiff.problem.simulation import degrade
+from invdiff.restoration.api import default_batch_size, restore
+from invdiff.restoration.solution import Solution
 
 AHEAD = 2
 """Batches that are read before, or scored after, the one in the network."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from invdiff.evaluation.comparison import as_image, window
 from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.suite import Cell
-from invdiff.solution import Solution
+from invdiff.restoration.solution import Solution
+from invdiff.scores.comparison import as_image, window
 
 DIGITS = 6
 """Decimals of what is written: 1e-6 dB."""
@@ -53,7 +53,7 @@ def _average(scores: list[list[dict[str, float]]]) -> list[dict[str, float]]:
 
 
 def _calibrations(solution: Solution, truth: torch.Tensor) -> list[dict[str, Any]]:
-    from invdiff.evaluation import calibration
+    from invdiff.scores import calibration
 
     return calibration.of(solution.samples, truth)
 

@@ -1,15 +1,15 @@
-"""The cells of an evaluation on images of the prior itself: `invdiff.evaluation.sbc` for each that asks for it."""
+"""The cells of an evaluation on images of the prior itself: `invdiff.exactness.sbc` for each that asks for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from invdiff.errors import InvdiffError
-from invdiff.evaluation import sbc
 from invdiff.evaluation.plan import Plan, Task
 from invdiff.evaluation.runner import EVERYTHING, Share
 from invdiff.evaluation.scoring import plain
 from invdiff.evaluation.store import SIMULATIONS, Store, load
+from invdiff.exactness import sbc
 
 SIDE = 64
 """Pixels a side of the images that are drawn from the prior, unless the data are cropped or the prior has a shape."""

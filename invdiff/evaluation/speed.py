@@ -12,12 +12,13 @@ from functools import partial
 import torch
 
 from invdiff.evaluation.runner import peak_memory
-from invdiff.priors.base import Prior, Sigma, WrappedPrior
-from invdiff.priors.cuda_network import WORTH
+from invdiff.machine.random import generator
+from invdiff.priors.gpu.cuda_network import WORTH
 from invdiff.priors.network import NetworkPrior
-from invdiff.restoration import degrade, restore
-from invdiff.sampling import generator
-from invdiff.solvers.base import Solver
+from invdiff.priors.prior import Prior, Sigma, WrappedPrior
+from invdiff.problem.simulation import degrade
+from invdiff.restoration.api import restore
+from invdiff.solvers.solver import Solver
 
 Size = tuple[int, int]
 """Height and width in pixels."""

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from invdiff.atomic import explained
 from invdiff.errors import ImageError, UsageError
+from invdiff.files.atomic import explained
 
 KIND, FORMAT = "invdiff evaluate", 1
 RUN, RESULTS, TIMINGS = "run.json", "results.jsonl", "timings.jsonl"
@@ -143,7 +143,7 @@ class Store:
                         f"{self.folder} holds results of other settings ({differences(older, record)}); choose another "
                         "--out, or --force to go on with the new settings, which keeps the cells that both have"
                     )
-                from invdiff.images import write_json
+                from invdiff.files.images import write_json
 
                 write_json(self.folder / RUN, record)
         return load(self.folder)

@@ -22,7 +22,7 @@ from typing import Any
 from invdiff.errors import UsageError, unknown
 from invdiff.evaluation.datasets import BUILTIN, DataSet
 from invdiff.evaluation.protocol import Protocol
-from invdiff.settings_files import read_settings
+from invdiff.specs.settings import read_settings
 
 FOLDER = Path(__file__).parents[1] / "suites"
 DATA = "{data}"
@@ -51,7 +51,7 @@ class Cell:
     """One row of the table: a solver on every image of a data set under one operator and noise.
 
     operator: may hold "{data}"; noise: text as `--noise` takes it; steps: None for the solver's own; samples: for each
-    image; simulations: images of the prior itself whose ranks among their samples are tested (`invdiff.evaluation.sbc`).
+    image; simulations: images of the prior itself whose ranks among their samples are tested (`invdiff.exactness.sbc`).
     It says what is computed, by text alone.
     """
 

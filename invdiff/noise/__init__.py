@@ -13,7 +13,7 @@
     salt_and_pepper      p=0.1,sigma=1/255         sigma^2 of the others   of the mixture           0 and 1 left out
 
 `Problem.log_likelihood` and `likelihood_score` are those of the model; `Problem.whitened` is what solvers see: Gaussian
-noise of one size (invdiff/whitening.py).
+noise of one size (invdiff/problem/whitening.py).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import re
 from typing import Any
 
 from invdiff.errors import UsageError
-from invdiff.parameters import build, fraction, parse_spec
-from invdiff.registry import Registry
+from invdiff.specs.parameters import build, fraction, parse_spec
+from invdiff.specs.registry import Registry
 
-from .base import NoiseModel
 from .correlated import CorrelatedGaussian
 from .counting import Poisson, PoissonGaussian
 from .estimation import NoiseEstimate, estimate
 from .gaussian import Gaussian, GaussianChannels, GaussianMap
 from .impulse import SaltAndPepper
 from .laplace import Laplace
+from .model import NoiseModel
 from .uniform import Quantization, Uniform
 
 REGISTRY = Registry(

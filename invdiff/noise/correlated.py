@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator import Shape
-from invdiff.operators.arrays import file_or_array, fingerprint, load
-from invdiff.parameters import fraction, parameter
+from invdiff.operator.arrays import file_or_array, fingerprint, load
+from invdiff.operator.contract import Shape
+from invdiff.operator.weighted import filtered
+from invdiff.specs.parameters import fraction, parameter
 
-from .base import NoiseModel, normal
+from .model import NoiseModel, normal
 
 FLOOR = 1e-4
 
@@ -111,8 +112,3 @@ class CorrelatedGaussian(NoiseModel):
 
     def __hash__(self) -> int:
         return hash(self.spec)
-
-
-def filtered(v: torch.Tensor, response: torch.Tensor) -> torch.Tensor:
-    """v (..., H, W) with its rfft2 multiplied by a real response (H, W // 2 + 1): a symmetric matrix."""
-    return torch.fft.irfft2(torch.fft.rfft2(v) * response.to(v), s=v.shape[-2:])

@@ -21,9 +21,9 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.parameters import fraction, parameter
+from invdiff.specs.parameters import fraction, parameter
 
-from .base import NoiseModel, normal
+from .model import NoiseModel, normal
 
 # Of one count. Where less than that is expected a Poisson likelihood is continued as a Gaussian of that variance: a network
 # may ask for z <= 0, of which no count could come.

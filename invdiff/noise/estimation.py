@@ -26,7 +26,7 @@ import torch
 from torch.nn.functional import unfold
 
 from invdiff.errors import UsageError
-from invdiff.operator import Operator, Shape
+from invdiff.operator.contract import Operator, Shape
 
 MAD = 0.6744897501960817  # the median of |n| for n ~ N(0, 1)
 NULL = 1e-3
@@ -59,7 +59,8 @@ def estimate(y: torch.Tensor, operator: Any) -> NoiseEstimate:
     operator: an Operator, a name or spec, or a deepinv Physics. Raises UsageError, naming what to do, where y does not tell:
     too small, constant, several at once, or neither a picture nor with directions that A does not reach.
     """
-    from invdiff.problem import check_images, resolve_operator
+    from invdiff.operator.checks import check_images
+    from invdiff.operators import resolve_operator
 
     operator = resolve_operator(operator)
     y = check_images(y, "the measurement y").double().cpu()

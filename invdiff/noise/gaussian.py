@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operators.arrays import file_or_array, fingerprint, load
-from invdiff.parameters import format_spec, fraction, parameter
+from invdiff.operator.arrays import file_or_array, fingerprint, load
+from invdiff.specs.parameters import format_spec, fraction, parameter
 
-from .base import NoiseModel, gaussian_log_density, normal
+from .model import NoiseModel, gaussian_log_density, normal
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import fraction, parameter
+from invdiff.specs.parameters import fraction, parameter
 
-from .base import NoiseModel, gaussian_log_density, normal, uniform
+from .model import NoiseModel, gaussian_log_density, normal, uniform
 
 STEP = 1 / 255
 

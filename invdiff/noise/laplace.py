@@ -14,10 +14,10 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import fraction, parameter
+from invdiff.specs.parameters import fraction, parameter
 
-from .base import NoiseModel, uniform
 from .gaussian import Gaussian
+from .model import NoiseModel, uniform
 
 
 @dataclass(frozen=True)

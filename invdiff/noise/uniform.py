@@ -17,10 +17,10 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import fraction, parameter
+from invdiff.specs.parameters import fraction, parameter
 
-from .base import NoiseModel, uniform
 from .gaussian import Gaussian
+from .model import NoiseModel, uniform
 
 EDGE = 1e-6
 """Rounding of float32: so much further away than half a width still counts as inside, in [0, 1] units."""

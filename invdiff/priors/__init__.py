@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from invdiff.specs.faces import face
 
 if TYPE_CHECKING:
-    from invdiff.priors.base import Prior
-    from invdiff.priors.bridge import DeepinvPrior
-    from invdiff.priors.export import write_folder
+    from invdiff.priors.deepinv_denoiser import DeepinvPrior
     from invdiff.priors.gaussian import GaussianPrior
-    from invdiff.priors.loading import describe_checkpoint, load_prior, open_checkpoint, shipped
     from invdiff.priors.mixture import GaussianMixturePrior
     from invdiff.priors.network import NetworkPrior
-    from invdiff.priors.verify import verify_prior
+    from invdiff.priors.prior import Prior
+    from invdiff.priors.stored.export import write_folder
+    from invdiff.priors.stored.loading import describe_checkpoint, load_prior, open_checkpoint, shipped
+    from invdiff.priors.stored.verify import verify_prior
 
-_HOMES = {
-    "Prior": "base",
-    "NetworkPrior": "network",
-    "GaussianPrior": "gaussian",
-    "GaussianMixturePrior": "mixture",
-    "DeepinvPrior": "bridge",
-    "load_prior": "loading",
-    "shipped": "loading",
-    "describe_checkpoint": "loading",
-    "open_checkpoint": "loading",
-    "write_folder": "export",
-    "verify_prior": "verify",
-}
+__getattr__, __dir__ = face(
+    __name__,
+    {
+        "DeepinvPrior": "invdiff.priors.deepinv_denoiser", "GaussianMixturePrior": "invdiff.priors.mixture",
+        "GaussianPrior": "invdiff.priors.gaussian", "NetworkPrior": "invdiff.priors.network",
+        "Prior": "invdiff.priors.prior", "describe_checkpoint": "invdiff.priors.stored.loading",
+        "load_prior": "invdiff.priors.stored.loading", "open_checkpoint": "invdiff.priors.stored.loading",
+        "shipped": "invdiff.priors.stored.loading", "verify_prior": "invdiff.priors.stored.verify",
+        "write_folder": "invdiff.priors.stored.export",
+    },
+)  # fmt: skip
 __all__ = [
-    "DeepinvPrior",
-    "GaussianMixturePrior",
-    "GaussianPrior",
-    "NetworkPrior",
-    "Prior",
-    "describe_checkpoint",
-    "load_prior",
-    "open_checkpoint",
-    "shipped",
-    "verify_prior",
-    "write_folder",
-]
-
-
-def __getattr__(name: str) -> Any:
-    # torch is imported by the first name that is used, not by `import invdiff`.
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    "DeepinvPrior", "GaussianMixturePrior", "GaussianPrior", "NetworkPrior", "Prior", "describe_checkpoint", "load_prior",
+    "open_checkpoint", "shipped", "verify_prior", "write_folder",
+]  # fmt: skip

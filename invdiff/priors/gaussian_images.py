@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.priors.base import Sigma, per_sample
+from invdiff.priors.prior import Sigma, per_sample
 
 # Below this share of the largest, the variance of a direction of colour is rounding, as in grey pictures kept as colour.
 _NO_VARIANCE = 1e-6

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.priors.base import Prior, Sigma, per_sample
+from invdiff.priors.prior import Prior, Sigma, per_sample
 from invdiff.priors.spectrum import Spectrum, finite_tensor
 
 Self = TypeVar("Self", bound="GaussianMixturePrior")

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from invdiff.device import autocast, check_compiler, keep_single_precision, memory_format
+from invdiff.diffusion.parameterization import check_prediction, to_clean
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import UsageError
-from invdiff.parameterization import check_prediction, to_clean
-from invdiff.priors.base import Prior, Sigma, per_sample
-from invdiff.priors.cuda_network import CudaNetwork
+from invdiff.machine.device import autocast, check_compiler, keep_single_precision, memory_format
 from invdiff.priors.gaussian_images import GaussianImages
-from invdiff.priors.group_norm import quicken
-from invdiff.schedule import Schedule
+from invdiff.priors.gpu.cuda_network import CudaNetwork
+from invdiff.priors.gpu.group_norm import quicken
+from invdiff.priors.prior import Prior, Sigma, per_sample
 
 
 def pad_to_multiple(x: torch.Tensor, multiple: int) -> torch.Tensor:

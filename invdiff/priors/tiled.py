@@ -24,11 +24,11 @@ from typing import Any
 import torch
 
 from invdiff.errors import InputWarning, InvdiffError, UsageError
-from invdiff.memory import free_memory, is_out_of_memory
-from invdiff.parameters import whole
-from invdiff.priors.base import Prior, Sigma, WrappedPrior, per_sample
+from invdiff.machine.memory import free_memory, is_out_of_memory
 from invdiff.priors.network import NetworkPrior, pad_to_multiple
+from invdiff.priors.prior import Prior, Sigma, WrappedPrior, per_sample
 from invdiff.priors.tiles import Place, Tiles, windows
+from invdiff.specs.parameters import whole
 
 REACH = 3
 """How far a change of one pixel is felt beside its effect on the averages, in units of the network's downsampling."""

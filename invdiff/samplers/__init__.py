@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from invdiff.errors import UsageError
-from invdiff.parameters import build, parse_spec
-from invdiff.registry import Registry
+from invdiff.specs.parameters import build, parse_spec
+from invdiff.specs.registry import Registry
 
 if TYPE_CHECKING:
-    from invdiff.samplers.base import Sampler
+    from invdiff.samplers.sampler import Sampler
 
 REGISTRY = Registry(
     "sampler",
@@ -36,7 +36,7 @@ def get(sampler: str | Sampler | None = None, **settings: Any) -> Sampler:
 
     Raises UsageError for an unknown name, a setting the sampler does not have, one given twice or out of range.
     """
-    from invdiff.samplers.base import Sampler
+    from invdiff.samplers.sampler import Sampler
 
     if isinstance(sampler, Sampler):
         own = {key: value for key, value in sampler.settings().items() if key != "name"}

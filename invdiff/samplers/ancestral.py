@@ -24,10 +24,10 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.samplers.base import Sampler, Step, pairs
-from invdiff.sampling import Noise
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.samplers.sampler import Sampler, Step, pairs
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.samplers.base import SPACINGS, Sampler, Step, pairs
-from invdiff.sampling import Noise
+from invdiff.diffusion.levels import SPACINGS
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.samplers.sampler import Sampler, Step, pairs
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from invdiff.continuous import VPSDE
-from invdiff.priors.base import Prior
-from invdiff.samplers.base import Sampler, Step, pairs
-from invdiff.sampling import Noise
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.samplers.continuous import VPSDE
+from invdiff.samplers.sampler import Sampler, Step, pairs
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.continuous import VPSDE
+from invdiff.machine.random import Noise
+from invdiff.samplers.continuous import VPSDE
 from invdiff.samplers.euler import Euler
-from invdiff.sampling import Noise
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from invdiff.parameters import build, parse_spec
-from invdiff.registry import Registry
+from invdiff.errors import UsageError
+from invdiff.specs.parameters import build, parse_spec
+from invdiff.specs.registry import Registry, import_target
 
 if TYPE_CHECKING:
-    from invdiff.solvers.base import Solver
-    from invdiff.solvers.presets import Preset
+    from invdiff.operator.contract import Operator
+    from invdiff.solvers.solver import Solver
 
 REGISTRY = Registry(
     "solver",
@@ -40,6 +41,13 @@ REGISTRY = Registry(
 )
 
 
+NEEDS = {
+    "linear": "a linear operator",
+    "svd": "a singular value decomposition",
+    "differentiable": "a differentiable operator",
+}
+
+
 def names() -> list[str]:
     """Names of all solvers, sorted."""
     return list(REGISTRY)
@@ -50,7 +58,7 @@ def get(solver: str | Solver, **hyperparameters: Any) -> Solver:
 
     Raises UsageError for an unknown name or hyperparameter, or a value out of range.
     """
-    from invdiff.solvers.base import Solver
+    from invdiff.solvers.solver import Solver
 
     if isinstance(solver, Solver):
         return build(type(solver), solver.name, {**_values(solver), **hyperparameters}) if hyperparameters else solver
@@ -58,11 +66,21 @@ def get(solver: str | Solver, **hyperparameters: Any) -> Solver:
     return build(REGISTRY[name], name, {**values, **hyperparameters})
 
 
-def load_preset(path: str | os.PathLike[str]) -> Preset:
-    """The preset in a YAML file that `invdiff tune` wrote; its `solver` is ready for `restore`. Raises UsageError."""
-    from invdiff.solvers.presets import load_preset
+def check(solver: Solver, operator: Operator) -> None:
+    """Raise UsageError, naming the solvers that would work, if this one cannot use the operator."""
+    unmet = solver.unmet(operator)
+    if unmet:
+        able = [name for name in names() if not get(name).unmet(operator)]
+        raise UsageError(
+            f"{solver.name} needs {' and '.join(NEEDS[need] for need in unmet)}, which {operator} does not offer; "
+            f"solvers that work: {', '.join(able) or 'none'}"
+        )
 
-    return load_preset(path)
+
+def load_preset(path: str | os.PathLike[str]) -> Any:
+    """The preset in a YAML file that `invdiff tune` wrote; its `solver` is ready for `restore`. Raises UsageError."""
+    # Presets stand above the solvers, which know nothing of them.
+    return import_target("invdiff.restoration.presets:load_preset")(path)
 
 
 def _values(solver: Solver) -> dict[str, Any]:

@@ -26,12 +26,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot, over
-from invdiff.operator import Operator
-from invdiff.parameters import parameter, whole
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Solver
+from invdiff.machine.random import Noise
+from invdiff.operator.contract import Operator
+from invdiff.operator.linalg import dot, over
+from invdiff.problem.problem import Problem
+from invdiff.solvers.solver import Solver
+from invdiff.specs.parameters import parameter, whole
 
 Draw = Callable[[torch.Tensor, float, Noise], torch.Tensor]
 """(D (B, ...), r, noise) -> x (B, ...), a draw of (*)."""
@@ -59,10 +59,10 @@ class LikelihoodStep(Solver):
         0.3, above=0, high=1, help="size of a Langevin step over the inverse of the largest curvature"
     )
 
-    def missing(self, operator: Operator) -> list[str]:
+    def unmet(self, operator: Operator) -> list[str]:
         if self.sampler == "exact" or (self.sampler == "auto" and operator.linear):
             return [] if operator.linear else ["linear"]
-        return super().missing(operator)
+        return super().unmet(operator)
 
     def likelihood_step(self, problem: Problem) -> Draw:
         """The function (D, r, noise) -> a draw of (*)."""

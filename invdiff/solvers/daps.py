@@ -16,7 +16,7 @@ Differs from the paper:
   the directions that y does not tell with white noise of deviation r_t, which the network at the next level takes for
   image: on photographs c = 1/2 restores best;
 - the probability flow takes Euler's steps at sigma (1 - j / ode_steps), and by default only one: x0_hat = E[x_0 | x_t];
-- start and levels are those of all solvers here (invdiff/solvers/base.py); `steps` counts levels, each of `ode_steps` calls.
+- start and levels are those of all solvers here (solver.py); `steps` counts levels, each of `ode_steps` calls.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Move
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
 from invdiff.solvers.conditional import LikelihoodStep, inner_levels
+from invdiff.solvers.solver import Move
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

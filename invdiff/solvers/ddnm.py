@@ -13,12 +13,12 @@ The noise of a step is eta z + sqrt(1 - eta^2) e, with z fresh and e = (x - x0) 
 every direction holds variance sigma_s^2 in all.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - in the coordinate x = x_0 + sigma n, images in [0, 1];
 - the step is DDIM's with the share eta of fresh noise. The paper's eq. 18 and 19 bound lambda with the DDPM posterior, whose
   mean keeps a part of x_t: there the one noise of y enters again at every step and adds up, and strong blur with noise
   diverges;
-- any linear operator: lambda and the noise are functions of the singular values, which invdiff/spectral.py applies without
+- any linear operator: lambda and the noise are functions of the singular values, which operator/spectral.py applies without
   a decomposition too.
 """
 
@@ -29,12 +29,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
-from invdiff.spectral import ITERATIONS, spectral
+from invdiff.machine.random import Noise
+from invdiff.operator.spectral import ITERATIONS, spectral
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import Estimate
+from invdiff.solvers.solver import Correction, Solver, Transition
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ measurement takes the part of the old noise. The correction is the plain denoise
 Differs from the paper:
 - written in the coordinate x = x_0 + sigma n throughout (as the paper's analysis), images in [0, 1];
 - directions that are not measured start around mid-grey instead of around 0 on [-1, 1], which is the same point;
-- the levels are those of all solvers here (invdiff/solvers/base.py), not 1000 / steps apart;
+- the levels are those of all solvers here (invdiff/solvers/solver.py), not 1000 / steps apart;
 - any linear operator: the step is a sum of functions of the singular values, applied to x - D(x), z and y - A D(x), and
-  invdiff/spectral.py applies them without a decomposition too.
+  invdiff/operator/spectral.py applies them without a decomposition too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Estimate, Solver, Transition
-from invdiff.spectral import ITERATIONS, spectral
+from invdiff.machine.random import Noise
+from invdiff.operator.spectral import ITERATIONS, spectral
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import Estimate
+from invdiff.solvers.solver import Solver, Transition
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ Differs from the paper:
 - in the coordinate x = x_0 + sigma n, with both sigmas on [0, 1]. Experiments that divide a sigma_y on [0, 1] by a sigma_t on
   [-1, 1] have a lambda four times ours: their 7 to 8 is about 2 here. The default 1.5 restores better at noise 0.01 to 0.2;
 - zeta = 1 by default: at 20 calls it restores best (docs/tables/solvers.md); the paper varies it from 0.1 to 1;
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients
   (the paper: closed form in the Fourier domain, or a gradient step);
-- operators that are not linear: a few Gauss-Newton steps (invdiff/nonlinear.py), or the operator's own.
+- operators that are not linear: a few Gauss-Newton steps (invdiff/operator/gauss_newton.py), or the operator's own.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
-from invdiff.solvers.transitions import Renoise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import Estimate, Renoise
+from invdiff.solvers.solver import Correction, Solver, Transition
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

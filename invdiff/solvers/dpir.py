@@ -15,11 +15,11 @@ Differs from the paper:
   first level is what the operator leaves to fill in (49/255 is the paper's): for linear operators found from the error
   of the measurement's own estimate (invdiff/solvers/first_level.py), else 2. The last is below sigma_y, where the paper
   stops (sigma_min; at sigma_y = 0.2 that smooths too much);
-- z_0 is where all solvers here start (invdiff/solvers/base.py), without the noise, instead of an interpolation of y;
+- z_0 is where all solvers here start (invdiff/solvers/solver.py), without the noise, instead of an interpolation of y;
 - an image whose residual is explained by the noise, and which no longer moves, is done before the last level
   (`settled`): on the lower ones it only loses detail;
 - the data step is exact for every linear operator: in closed form with a decomposition, else by conjugate gradients;
-- operators that are not linear: a few Gauss-Newton steps (invdiff/nonlinear.py), or the operator's own.
+- operators that are not linear: a few Gauss-Newton steps (invdiff/operator/gauss_newton.py), or the operator's own.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Move
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
 from invdiff.solvers.first_level import first_level
 from invdiff.solvers.point import FIRST, PointEstimate
+from invdiff.solvers.solver import Move
+from invdiff.specs.parameters import parameter
 
 MARGIN = 1.5
 """First level over the first estimate's error in the worst places, where there are steps enough to come down from there."""

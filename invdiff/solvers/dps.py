@@ -9,12 +9,12 @@ In the coordinate x = x_0 + sigma n on [0, 1], with abar = 1 / (1 + 4 sigma^2), 
 -w / (2 sqrt(abar_t abar_s)) times the gradient with respect to x (s: the next level).
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - the gradient of the norm, as in the authors' experiments: the paper's step zeta' grad ||r||^2 / ||r|| is w = 2 zeta';
 - with fewer than 1000 steps the weight is multiplied by 1000 / steps, so that the guidance adds up to as much; and a step
   never overshoots what would bring a residual of the current size to zero along the gradient (`limit`, in such steps);
 - Poisson noise as in the paper, by the norm weighted with the inverse variances that y tells, which are those of the
-  neighbours here (invdiff/whitening.py). The root of the exact deviance in its place restored worse (docs/noise.md).
+  neighbours here (invdiff/problem/whitening.py). The root of the exact deviance in its place restored worse (docs/noise.md).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot, over
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp, root_abar
-from invdiff.solvers.transitions import DDIM
+from invdiff.operator.linalg import dot, over
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM, Estimate
+from invdiff.solvers.solver import Correction, Solver, Transition, denoise_with_vjp, root_abar
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ with gradient g and the step alpha = ||g||^2 / (||g||^2 / sigma_t^2 + rho ||H g|
 where A is linear: one vector-Jacobian and one Jacobian-vector product. Then noise of the next level is added afresh.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - epsilon and rho scale with the noise, so that one default serves all: the `rho` here is in units of 1 / sigma_y^2 (the
   authors' rho = 200 at noise 0.05 on [-1, 1] is 0.5), and `budget` counts the deviation sigma_y sqrt(m) of the noise;
 - budget = 0 by default. The few rounds stop short of the limit, where sigma_t^2 is below sigma_y^2 / rho by far, so that the
@@ -33,12 +33,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot, over
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
-from invdiff.solvers.transitions import Renoise
+from invdiff.operator.linalg import dot, over
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import Estimate, Renoise
+from invdiff.solvers.solver import Correction, Solver, Transition
+from invdiff.specs.parameters import parameter, whole
 
 SUFFICIENT = 1e-4
 HALVINGS = 20

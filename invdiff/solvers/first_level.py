@@ -19,11 +19,11 @@ from dataclasses import astuple, dataclass
 
 import torch
 
-from invdiff.operator import Operator, Shape
+from invdiff.machine.random import generator
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.weighted import Whitened
 from invdiff.priors.gaussian_images import GaussianImages
-from invdiff.problem import Problem
-from invdiff.sampling import generator
-from invdiff.whitening import Whitened
+from invdiff.problem.problem import Problem
 
 SMALLEST = 8
 """Sides from which a picture has a power law to speak of."""

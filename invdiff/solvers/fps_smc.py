@@ -30,7 +30,7 @@ Differs from the paper:
 - the last move, to level 0, is x_0 = D and weighs nothing: A x is held already;
 - the path starts from y + A W at the first level and not from white noise;
 - in the coordinate x = x_0 + sigma n, where sigma_y is the same at every level (the paper's is scaled by sqrt(abar));
-- start and levels are those of all solvers here (invdiff/solvers/base.py), the start drawn given y' at its level;
+- start and levels are those of all solvers here (invdiff/solvers/solver.py), the start drawn given y' at its level;
 - resampling where the effective sample size is below `threshold` N, systematic (the paper: at every level).
 """
 
@@ -43,11 +43,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
 from invdiff.solvers.particles import Filter, ParticleNoise, ParticleSolver, View, inner
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ the counterpart of phi is A^+ A and the noised reference is A^+ y + sigma_s z:
     x_s <- x_s + A^+ (y + sigma_s A z - A x_s)
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - in the coordinate x = x_0 + sigma n, images in [0, 1];
 - y may be noisy. Of the state, y + sigma_s A z is a measurement with noise sigma_y, while the state holds noise sigma_s; so
   A^+ becomes A^T (A A^T + sigma_y^2 / (w sigma_s^2) I)^-1: a direction with singular value s is replaced as long as sigma_s
@@ -28,11 +28,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Estimate, Solver, Transition
-from invdiff.solvers.transitions import DDIM
+from invdiff.machine.random import Noise
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM, Estimate
+from invdiff.solvers.solver import Solver, Transition
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ https://arxiv.org/abs/2206.00941. Implements the gradient step followed by the p
 The gradient goes through the network, so it keeps to the manifold of images; the projection sets what is measured.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - alpha is the authors' choice, 0.1 / ||y - A D||: 0.2 times the gradient of the norm for 1000 steps, and as much in all
   with fewer. In the coordinate x = x_0 + sigma n on [0, 1] the displacement is divided by 2 sqrt(abar_t abar_s), as in
   `dps`; and by ||A||, which is 1 there;
@@ -26,12 +26,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot, over
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp, root_abar
+from invdiff.operator.linalg import dot, over
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import Estimate
 from invdiff.solvers.ilvr import refined
+from invdiff.solvers.solver import Correction, Solver, Transition, denoise_with_vjp, root_abar
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Differs from the paper:
 - any levels: the paper puts each tau_i on a level of its grid, which images with thousands of singular values cannot;
 - kappa = 1e-4 by default, the variance in the paper's unit (that of the diffusion sqrt(abar) x on [-1, 1]);
 - eta = 1 by default (the paper's mixtures: 0.6 with 20 steps, 0.85 with 100);
-- start and levels are those of all solvers here (invdiff/solvers/base.py), the start drawn given g;
+- start and levels are those of all solvers here (invdiff/solvers/solver.py), the start drawn given g;
 - resampling where the effective sample size is below `threshold` N, systematic (the paper: at every level, multinomial).
 """
 
@@ -34,13 +34,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import spectral_measurement
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM
 from invdiff.solvers.particles import Filter, ParticleNoise, ParticleSolver, View, expanded
-from invdiff.solvers.transitions import DDIM
+from invdiff.solvers.solver import spectral_measurement
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

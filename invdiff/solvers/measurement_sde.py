@@ -29,7 +29,7 @@ is not measured, or enters higher up, is drawn as if the others were known less 
 between directions are lost in part. The reverse diffusion of the joint law would need E[x_0 | y, x_sigma].
 
 Choices:
-- levels are those of all solvers here (invdiff/solvers/base.py), but where every direction is measured the first is at most
+- levels are those of all solvers here (invdiff/solvers/solver.py), but where every direction is measured the first is at most
   the highest tau_i, above which nothing happens; a level sigma_max of your own is taken as it is;
 - directions that entered above the first level sigma start as for data of mean and deviation 1/2, whose x_bar_sigma
   given x_bar_tau = y_bar has mean 1/2 + k (y_bar - 1/2) and variance k (tau^2 - sigma^2), with
@@ -45,10 +45,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise, noise_levels
-from invdiff.solvers.base import Estimate, Solver, Transition, spectral_measurement
+from invdiff.diffusion.levels import noise_levels
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import Estimate
+from invdiff.solvers.solver import Solver, Transition, spectral_measurement
 
 
 @dataclass(frozen=True)

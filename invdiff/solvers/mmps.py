@@ -11,7 +11,7 @@ which is exact for a Gaussian prior. The system is solved by a few iterations of
 vector-Jacobian products of the network.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - in the coordinate x = x_0 + sigma n, images in [0, 1]; there is no hyperparameter to convert;
 - eta = 1, the ancestral step, by default; any other `transition` takes the same conditional mean;
 - conjugate residuals in the place of conjugate gradients (invdiff/solvers/tweedie.py): the Jacobian of a network is neither
@@ -27,12 +27,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
-from invdiff.solvers.transitions import DDIM
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM, Estimate
+from invdiff.solvers.solver import Correction, Solver, Transition
 from invdiff.solvers.tweedie import Moments
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,13 @@ import psutil
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.linalg import over
-from invdiff.operator import Shape
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Move, Solver
+from invdiff.machine.random import Noise
+from invdiff.operator.contract import Shape
+from invdiff.operator.linalg import over
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.solvers.solver import Move, Solver
+from invdiff.specs.parameters import parameter, whole
 
 # Numbers in the images of one network call, unless `chunk` says otherwise: 21 colour images of 64 x 64 pixels. A network
 # with a backward pass holds some thousand activations for each.

@@ -10,7 +10,7 @@ J = dD/dx, and a step is
     x_s = DDIM step(x_t, D(x_t)) + w r^2 g / sqrt(abar_s).
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - in the coordinate x = x_0 + sigma n on [0, 1], where abar = 1 / (1 + 4 sigma^2);
 - nu is a parameter (the paper's r^2 = sigma^2 / (sigma^2 + 1) on [-1, 1] is nu = 1/4 on [0, 1]);
 - with another `transition`, the score g enters by Tweedie's formula, E[x_0 | x, y] = D(x) + sigma_t^2 w g;
@@ -26,11 +26,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition, denoise_with_vjp, root_abar
-from invdiff.solvers.transitions import DDIM
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM, Estimate
+from invdiff.solvers.solver import Correction, Solver, Transition, denoise_with_vjp, root_abar
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ At a fixed rho the chain is stationary at p(x, z | y), whose x is the posterior 
 as rho -> 0, with an error of order rho^2. sigma_max = sigma_min = rho runs that chain.
 
 Differs from the paper:
-- the first z is where all solvers start (invdiff/solvers/base.py), and the sample is the last x;
+- the first z is where all solvers start (invdiff/solvers/solver.py), and the sample is the last x;
 - rho follows the levels of all solvers here instead of max(alpha^k rho_0, rho_min); `steps` counts them;
 - the prior step takes `calls` ancestral steps, at the levels rho (1 - j / calls); calls = 1 makes x = E[x | z], whose
   chain is no Gibbs sampler but restores with few calls;
@@ -32,13 +32,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
 from invdiff.samplers.ancestral import Ancestral
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Move
 from invdiff.solvers.conditional import LikelihoodStep, inner_levels
+from invdiff.solvers.solver import Move
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

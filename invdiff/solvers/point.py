@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import noise_levels
-from invdiff.solvers.base import Solver
+from invdiff.diffusion.levels import noise_levels
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.solvers.solver import Solver
+from invdiff.specs.parameters import parameter
 
 FIRST = 2.0
 """First level, in [0, 1] units: eight deviations of a natural image, for problems that say nothing better."""

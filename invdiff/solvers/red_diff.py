@@ -17,7 +17,7 @@ Differs from the paper:
 - the levels go from sigma_max = 1/4 to sigma_y instead of all the way from noise to data: below sigma_y the denoiser would
   say ever less and the noise be fitted;
 - Adam's step size falls linearly to 0, so that the last steps average instead of trembling;
-- mu starts where all solvers here do (invdiff/solvers/base.py), without their noise; `steps` counts iterations.
+- mu starts where all solvers here do (invdiff/solvers/solver.py), without their noise; `steps` counts iterations.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Move
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
 from invdiff.solvers.point import PointEstimate
+from invdiff.solvers.solver import Move
+from invdiff.specs.parameters import parameter
 
 BETAS = (0.9, 0.99)
 EPSILON = 1e-8

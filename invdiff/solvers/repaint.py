@@ -8,7 +8,7 @@ the network. The two do not fit together at first: so every `jump` levels the st
 x_t = x_s + sqrt(sigma_t^2 - sigma_s^2) z, and comes down again, until it has come down `resamplings` times.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py); 20 levels by default instead of 250, and
+- start and levels are those of all solvers here (invdiff/solvers/solver.py); 20 levels by default instead of 250, and
   jump = 5, resamplings = 4 instead of 10 and 10;
 - in the coordinate x = x_0 + sigma n, images in [0, 1];
 - any operator with a singular value decomposition, of which a mask is the simplest: in its coordinates a direction is known
@@ -28,12 +28,12 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Estimate, Move, Solver, spectral_measurement
-from invdiff.solvers.transitions import DDIM
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM, Estimate
+from invdiff.solvers.solver import Move, Solver, spectral_measurement
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ At each level, `iterations` steps of
 where gamma_t^2 makes up for the noise that A sees in x and not in y.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py): 20 instead of 2311, so at the end one call
+- start and levels are those of all solvers here (invdiff/solvers/solver.py): 20 instead of 2311, so at the end one call
   takes the noise of the last level off (Jolicoeur-Martineau et al. 2021, https://arxiv.org/abs/2009.05475);
 - with so few levels the steps are long. With k = exp(-eta_t / sigma_t^2), the step is the exact solution for D and the
   likelihood's gradient g held fixed, x <- D + k (x - D) + (1 - k) sigma_t^2 g + sqrt(1 - k^2) sigma_t z: to first order in
@@ -30,11 +30,11 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.parameters import parameter, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Move, Solver
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.solvers.solver import Move, Solver
+from invdiff.specs.parameters import parameter, whole
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ lam = 1 puts the measurement in the place of what A sees (`ilvr` does so after a
 it out.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - in the coordinate x = x_0 + sigma n, images in [0, 1];
 - any linear operator: the paper diagonalises A by an invertible transform and mixes there;
 - y may be noisy, and A has any norm: the ratio of the two weights is (1 - lam) / lam ||A||^2 + sigma_y^2 / (w sigma_t^2), so
@@ -26,13 +26,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
-from invdiff.solvers.base import Estimate, Move, Solver
+from invdiff.machine.random import Noise
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM, Estimate
 from invdiff.solvers.ilvr import renewed
-from invdiff.solvers.transitions import DDIM
+from invdiff.solvers.solver import Move, Solver
+from invdiff.specs.parameters import parameter
 
 
 @dataclass(frozen=True)

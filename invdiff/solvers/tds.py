@@ -27,7 +27,7 @@ Differs from the paper:
   spread = the deviation of the data within a mode, moves are exact where p(x_0 | x) is a Gaussian of that deviation, the last
   one among them, however few levels there are;
 - the covariance of the twist (the paper: p(y | D(x)), for inpainting with the variance of the level);
-- start and levels are those of all solvers here (invdiff/solvers/base.py). `initial=measurement` stands for the twisted law
+- start and levels are those of all solvers here (invdiff/solvers/solver.py). `initial=measurement` stands for the twisted law
   of the first level; `noise` and `prior` are weighted by the twist;
 - resampling where the effective sample size is below `threshold` N, systematic.
 """
@@ -41,13 +41,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import solve
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
+from invdiff.machine.random import Noise
+from invdiff.operator.linalg import solve
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
 from invdiff.solvers.particles import Filter, ParticleNoise, ParticleSolver, View, expanded, inner
 from invdiff.solvers.tweedie import Moments
+from invdiff.specs.parameters import parameter
 
 TWISTS = ("auto", "tweedie", "scalar", "plain")
 MAX_TWEEDIE = 16

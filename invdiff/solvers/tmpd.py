@@ -11,7 +11,7 @@ so that R acts as A C A^T + sigma_y^2 I does on a constant: its row sums, one ve
 takes the mean of the row sums over the measured values in the place of each, for operators whose rows have no common sign.
 
 Differs from the paper:
-- start and levels are those of all solvers here (invdiff/solvers/base.py);
+- start and levels are those of all solvers here (invdiff/solvers/solver.py);
 - in the coordinate x = x_0 + sigma n, images in [0, 1]; there is no hyperparameter to convert;
 - covariance=scalar is ours; the full covariance is `mmps`;
 - a row sum below 0, which no variance can be, counts as 0;
@@ -26,13 +26,13 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.linalg import dot
-from invdiff.parameters import parameter
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Correction, Estimate, Solver, Transition
-from invdiff.solvers.transitions import DDIM
+from invdiff.operator.linalg import dot
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.samplers.transitions import DDIM, Estimate
+from invdiff.solvers.solver import Correction, Solver, Transition
 from invdiff.solvers.tweedie import Moments
+from invdiff.specs.parameters import parameter
 
 COVARIANCES = ("diagonal", "scalar")
 

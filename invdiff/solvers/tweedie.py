@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 
-from invdiff.linalg import dot, over
-from invdiff.operator import Operator
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import denoise_with_vjp
+from invdiff.operator.contract import Operator
+from invdiff.operator.linalg import dot, over
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.solvers.solver import denoise_with_vjp
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from invdiff.errors import CheckpointError
-from invdiff.priors.diffusers_folder import STATISTICS
 from invdiff.priors.gaussian_images import GaussianImages
-from invdiff.priors.tensor_files import load_tensors, pipeline_index, save_network
+from invdiff.priors.stored.diffusers_folder import STATISTICS
+from invdiff.priors.stored.tensor_files import load_tensors, pipeline_index, save_network
 from invdiff.training.config import TrainingConfig
 from invdiff.training.ema import Averages
 from invdiff.training.optimizers import build_optimizer

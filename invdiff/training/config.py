@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from invdiff.device import PRECISIONS
+from invdiff.diffusion.parameterization import PREDICTIONS
+from invdiff.diffusion.weighting import WEIGHTINGS
 from invdiff.errors import UsageError, unknown
-from invdiff.parameterization import PREDICTIONS
-from invdiff.training.weighting import WEIGHTINGS
+from invdiff.machine.device import PRECISIONS
 
 ORIENTATIONS = ("all", "flip", "none")
 OPTIMIZERS = ("adamw", "muon")
@@ -54,7 +54,7 @@ class TrainingConfig:
     prediction: str = "epsilon"
     """What the network outputs: epsilon, sample (x_0) or v_prediction."""
     weighting: str = "simple"
-    """How much each noise level counts: see invdiff.training.weighting."""
+    """How much each noise level counts: see invdiff.diffusion.weighting."""
     gamma: float = 5.0
     """Of weighting min_snr: the signal-to-noise ratio above which levels stop counting more."""
     sigma_data: float = 0.5
@@ -129,7 +129,7 @@ class TrainingConfig:
             if getattr(self, name) not in known:
                 raise unknown(name, getattr(self, name), known)
         if self.schedule != type(self).schedule:  # the default needs no numpy, so `invdiff train --help` stays fast
-            from invdiff.schedule import Schedule
+            from invdiff.diffusion.schedule import Schedule
 
             Schedule.named(self.schedule, self.schedule_steps)  # raises for a name that does not exist
 

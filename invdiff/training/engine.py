@@ -12,30 +12,30 @@ from pathlib import Path
 
 import torch
 
-from invdiff.background import Prefetcher, StopFlag, beside, cores
-from invdiff.device import choose_precision, keep_single_precision
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
-from invdiff.images import centre
-from invdiff.priors.tensor_files import read_json
-from invdiff.schedule import Schedule
+from invdiff.files.images import centre
+from invdiff.machine.device import choose_precision, keep_single_precision
+from invdiff.machine.threads import Prefetcher, StopFlag, beside, cores
+from invdiff.priors.stored.tensor_files import read_json
 from invdiff.training.checkpoint import TrainingState, replacing, state_path, write_recipe
 from invdiff.training.config import TrainingConfig
-from invdiff.training.data import CropSampler, Usable, check_weights, split, split_by_key
-from invdiff.training.decoding import load, to_unit
+from invdiff.training.data.decoding import load, to_unit
+from invdiff.training.data.entries import find_entries
+from invdiff.training.data.entry import Entry
+from invdiff.training.data.photographs import Photographs
+from invdiff.training.data.resident import ResidentFeeder
+from invdiff.training.data.sampler import CropSampler, Usable, check_weights, split, split_by_key
 from invdiff.training.distributed import Processes, launched
-from invdiff.training.entries import find_entries
-from invdiff.training.entry import Entry
 from invdiff.training.leader import Leader, Report
 from invdiff.training.learner import Feeder, Learner, MicroBatch, Outcome
 from invdiff.training.network import build_network, start_from
 from invdiff.training.objective import Objective
 from invdiff.training.optimizers import Budget, rate
-from invdiff.training.photographs import Photographs
 from invdiff.training.provenance import Provenance, describe_device
-from invdiff.training.resident import ResidentFeeder
 from invdiff.training.statistics import image_statistics
 from invdiff.training.utilisation import Utilisation
-from invdiff.training.watch import PictureSettings, Watch
+from invdiff.training.watch.watch import PictureSettings, Watch
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from invdiff.memory import for_want_of_memory
-from invdiff.priors.cuda_network import capturing
-from invdiff.priors.tensor_files import first_line
+from invdiff.errors import first_line
+from invdiff.machine.memory import for_want_of_memory
+from invdiff.priors.gpu.cuda_network import capturing
 
 log = logging.getLogger(__name__)
 

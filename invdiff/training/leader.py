@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.network import NetworkPrior
-from invdiff.schedule import Schedule
 from invdiff.training.checkpoint import TrainingState, export_pipeline, state_path
 from invdiff.training.config import TrainingConfig
 from invdiff.training.network import build_scheduler
 from invdiff.training.optimizers import Budget
 from invdiff.training.provenance import Provenance
 from invdiff.training.utilisation import Utilisation
-from invdiff.training.validation import denoising_psnr, validate
-from invdiff.training.watch import Watch
+from invdiff.training.watch.validation import denoising_psnr, validate
+from invdiff.training.watch.watch import Watch
 
 Report = Callable[[dict[str, Any]], None]
 

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from invdiff.errors import InvdiffError
-from invdiff.memory import is_out_of_memory
-from invdiff.priors.fused_block import fuse
-from invdiff.priors.tensor_files import first_line
-from invdiff.schedule import Schedule
+from invdiff.diffusion.schedule import Schedule
+from invdiff.errors import InvdiffError, first_line
+from invdiff.machine.memory import is_out_of_memory
+from invdiff.priors.gpu.fused_block import fuse
 from invdiff.training.checkpoint import TrainingState
 from invdiff.training.config import TrainingConfig
-from invdiff.training.data import CropSampler, to_network
+from invdiff.training.data.sampler import CropSampler, to_network
 from invdiff.training.distributed import Processes
 from invdiff.training.graphed import GraphedGradients
 from invdiff.training.objective import Draws, Objective, draw

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import UsageError
-from invdiff.priors.environment import explain_import_failure
-from invdiff.schedule import Schedule
+from invdiff.priors.stored.environment import explain_import_failure
 from invdiff.training.config import TrainingConfig
 
 # What the settings call what the configuration of a UNet2DModel calls.
@@ -62,8 +62,8 @@ def start_from(network: torch.nn.Module, config: TrainingConfig, source: str) ->
     source: what `invdiff.load_prior` takes. Raises UsageError if that prior has another network, another prediction or
     another noise schedule than these settings, and says which.
     """
-    from invdiff.priors.loading import load_prior
     from invdiff.priors.network import NetworkPrior
+    from invdiff.priors.stored.loading import load_prior
 
     prior = load_prior(source, device="cpu", precision="fp32")
     if not isinstance(prior, NetworkPrior) or not isinstance(prior.network, type(network)):

@@ -2,7 +2,7 @@
 
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps,    loss = c w(t) mean over pixels of (x_0 - D(x_t))^2
 
-with x_0 in [-1, 1], D what the network's output means for x_0, w one of `invdiff.training.weighting` and c its
+with x_0 in [-1, 1], D what the network's output means for x_0, w one of `invdiff.diffusion.weighting` and c its
 normalisation. The error is measured on what the network puts out, where it is of order one at every level, and the factor
 between that and the error of x_0 is taken from the table: nothing is divided by a small abar_t, so half precision is safe.
 """
@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from invdiff.diffusion.parameterization import PREDICTIONS, check_prediction
+from invdiff.diffusion.schedule import Schedule
+from invdiff.diffusion.weighting import WEIGHTINGS, normalisation, weights
 from invdiff.errors import UsageError
-from invdiff.parameterization import PREDICTIONS, check_prediction
-from invdiff.schedule import Schedule
-from invdiff.training.weighting import WEIGHTINGS, normalisation, weights
 
 __all__ = ["PREDICTIONS", "WEIGHTINGS", "Draws", "Objective", "draw", "level_probabilities", "levels"]
 

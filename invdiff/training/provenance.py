@@ -17,7 +17,7 @@ import torch
 
 import invdiff
 from invdiff.errors import CheckpointError
-from invdiff.priors.tensor_files import read_json
+from invdiff.priors.stored.tensor_files import read_json
 from invdiff.training.checkpoint import replacing
 from invdiff.training.config import TrainingConfig
 from invdiff.training.distributed import Processes

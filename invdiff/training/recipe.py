@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.errors import UsageError, unknown
-from invdiff.settings_files import parse_yaml, read_settings
+from invdiff.specs.settings import parse_yaml, read_settings
 from invdiff.training.config import TrainingConfig
 
 FOLDER = Path(__file__).parents[1] / "recipes"

@@ -6,12 +6,12 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from invdiff.priors.gaussian_images import GaussianImages
-from invdiff.training.data import CropSampler
-from invdiff.training.decoding import to_unit
+from invdiff.training.data.decoding import to_unit
+from invdiff.training.data.sampler import CropSampler
 
 if TYPE_CHECKING:
     from invdiff.training.config import TrainingConfig
-    from invdiff.training.data import Photographs
+    from invdiff.training.data.sampler import Photographs
 
 CROPS = 192
 _PIXELS = 1 << 22

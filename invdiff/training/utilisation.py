@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from invdiff.priors.diffusers_folder import flop_per_pixel
+from invdiff.priors.stored.diffusers_folder import flop_per_pixel
 from invdiff.training.config import TrainingConfig
 
 SIDES = {"cuda": 8192, "cpu": 512}

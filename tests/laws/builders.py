@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from invdiff import operators
-from invdiff.operator import Operator, Shape
+from invdiff.operator.contract import Operator, Shape
 
 BOUNDARIES = ("circular", "reflect", "replicate", "zero", "valid")
 

@@ -15,11 +15,11 @@ from laws.test_solver_laws import SIGMA_Y, Replay, final, make_problem, path_err
 
 from invdiff import operators, solvers
 from invdiff.errors import UsageError
-from invdiff.operator import Operator
+from invdiff.machine.random import Noise
+from invdiff.operator.contract import Operator
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise
+from invdiff.problem.problem import Problem
 from invdiff.solvers import conditional
 
 Moments = tuple[np.ndarray, np.ndarray]
@@ -193,11 +193,11 @@ def test_split_gibbs_samples_the_posterior_of_a_nonlinear_operator() -> None:
 
 
 def test_likelihood_step_asks_for_what_it_needs() -> None:
-    assert solvers.get("daps:sampler=exact").missing(Saturating()) == ["linear"]
-    assert solvers.get("daps").missing(Saturating()) == solvers.get("pnp_dm").missing(Saturating()) == []
-    assert solvers.get("ddrm").missing(Saturating()) == ["linear"]
+    assert solvers.get("daps:sampler=exact").unmet(Saturating()) == ["linear"]
+    assert solvers.get("daps").unmet(Saturating()) == solvers.get("pnp_dm").unmet(Saturating()) == []
+    assert solvers.get("ddrm").unmet(Saturating()) == ["linear"]
     with pytest.raises(UsageError, match=r"daps needs a linear operator.*solvers that work: .*pnp_dm, red_diff"):
-        solvers.get("daps:sampler=exact").check(Saturating())
+        solvers.check(solvers.get("daps:sampler=exact"), Saturating())
 
 
 @pytest.mark.parametrize(("spread", "exact"), [(1.0, True), (1.02, False)])

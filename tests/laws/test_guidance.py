@@ -14,11 +14,11 @@ from laws import reference, reference_guidance
 from laws.test_solver_laws import Replay, bias, final, make_problem, moment_errors, path_error
 
 from invdiff import operators, solvers
-from invdiff.operator import Operator, Shape
-from invdiff.priors.base import Prior
+from invdiff.machine.random import Noise, generator
+from invdiff.operator.contract import Operator, Shape
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise, generator
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
 from invdiff.solvers.ilvr import refine
 from invdiff.solvers.tweedie import Moments
 

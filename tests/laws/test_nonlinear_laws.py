@@ -11,10 +11,10 @@ import torch
 
 from invdiff import operators
 from invdiff.errors import UsageError
-from invdiff.nonlinear import gauss_newton
-from invdiff.operator import Operator, Shape
-from invdiff.problem import Problem
-from invdiff.whitening import Whitened
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.gauss_newton import gauss_newton
+from invdiff.operator.weighted import Whitened
+from invdiff.problem.problem import Problem
 
 from .builders import NONLINEAR, Case
 

@@ -17,9 +17,9 @@ import torch
 
 from invdiff import operators
 from invdiff.errors import UsageError
-from invdiff.linalg import solve
-from invdiff.operator import SVD, Operator, Shape
-from invdiff.registry import Registry
+from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.linalg import solve
+from invdiff.specs.registry import Registry
 
 from .builders import CASES, NONLINEAR, Case
 

@@ -14,10 +14,11 @@ from laws.test_solver_laws import make_problem, path_error
 import invdiff
 from invdiff import operators, solvers
 from invdiff.errors import NumericalError, UsageError
+from invdiff.machine.random import Noise, generator
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
-from invdiff.problem import Problem
-from invdiff.sampling import Noise, generator, run
+from invdiff.problem.problem import Problem
+from invdiff.restoration.loop import run
 from invdiff.solvers import fps_smc, mcg_diff, particles, tds
 from invdiff.solvers.particles import effective_size, systematic
 

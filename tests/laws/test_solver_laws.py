@@ -14,15 +14,17 @@ import torch
 from laws import reference, reference_decoupled, reference_guidance, reference_particles
 
 import invdiff
-from invdiff import operators, sampling, solvers
+from invdiff import operators, solvers
 from invdiff.errors import NumericalError, UsageError
-from invdiff.generation import sample
-from invdiff.operator import Operator
-from invdiff.priors.base import Prior
+from invdiff.machine.random import Noise, generator
+from invdiff.operator.contract import Operator
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.problem import Problem
-from invdiff.restoration import states
-from invdiff.sampling import Noise, generator, run
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.restoration import loop as sampling
+from invdiff.restoration.api import states
+from invdiff.restoration.loop import run
+from invdiff.samplers.generation import sample
 
 FAMILIES = (reference_guidance, reference_decoupled, reference_particles)
 SHAPE = (1, 8, 8)
@@ -147,7 +149,7 @@ def cases() -> list:
         pytest.param(solver, operator, id=f"{solver}-{operator}")
         for solver in SOLVERS
         for operator in OPERATORS
-        if not solvers.get(solver).missing(make_operator(operator)[0])
+        if not solvers.get(solver).unmet(make_operator(operator)[0])
     ]
 
 

@@ -12,9 +12,9 @@ import torch
 
 import invdiff
 from invdiff import operators, solvers
-from invdiff.operator import SVD, Operator
+from invdiff.operator.contract import SVD, Operator
+from invdiff.operator.spectral import DENSE, Decomposed, Lanczos, bidiagonalise, dense_svd, matrix, spectral
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.spectral import DENSE, Decomposed, Lanczos, bidiagonalise, dense_svd, matrix, spectral
 
 SHAPE = (1, 8, 8)
 OPERATORS = [
@@ -192,7 +192,7 @@ def test_solvers_need_no_decomposition(solver: str, spec: str, monkeypatch: pyte
 
     expected = samples(operator)
     torch.testing.assert_close(samples(Hidden(operator)), expected, rtol=0, atol=1e-8)
-    monkeypatch.setattr("invdiff.spectral.DENSE", 0)
+    monkeypatch.setattr("invdiff.operator.spectral.DENSE", 0)
     torch.testing.assert_close(samples(Hidden(operator)), expected, rtol=0, atol=1e-6)
 
 

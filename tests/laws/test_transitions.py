@@ -11,12 +11,15 @@ import torch
 
 from invdiff import operators, samplers, solvers
 from invdiff.errors import UsageError
-from invdiff.priors.base import Prior
+from invdiff.machine.random import Noise, generator
+from invdiff.priors.counted import CountedPrior
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
-from invdiff.problem import Problem
-from invdiff.sampling import CountedPrior, Noise, generator, run
-from invdiff.solvers.base import OWN, TRANSITIONS, Correction, Estimate, Solver
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.restoration.loop import run
+from invdiff.samplers.transitions import Estimate
+from invdiff.solvers.solver import OWN, TRANSITIONS, Correction, Solver
 
 N, SIGMA_Y = 4, 0.2
 OTHERS = [name for name in TRANSITIONS if name != OWN]

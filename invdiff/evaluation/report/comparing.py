@@ -11,8 +11,8 @@ from invdiff.evaluation.report.results import significant
 from invdiff.evaluation.report.rows import SCORES, Group, Row, compare
 from invdiff.evaluation.report.tables import BEST, Block, Column, Entry, Line, Table, csv_text, number
 from invdiff.evaluation.report.tables import interval as interval_text
-from invdiff.evaluation.statistics import Paired, mean_interval
 from invdiff.evaluation.store import Run
+from invdiff.scores.statistics import Paired, mean_interval
 
 SHARED = ("data", "operator", "noise", "seed", "solver", "steps", "samples", "prior")
 """The settings by which cells of two runs are the same."""

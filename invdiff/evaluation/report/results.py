@@ -135,7 +135,7 @@ def calibration_table(groups: Sequence[Group]) -> Table | None:
 
 
 def simulation_table(run: Run) -> Table | None:
-    """What images of the prior itself said of the rows' samples (`invdiff.evaluation.sbc`); None without such tests."""
+    """What images of the prior itself said of the rows' samples (`invdiff.exactness.sbc`); None without such tests."""
     known = [(cell, run.simulations[cell["id"]]) for cell in run.cells if cell["id"] in run.simulations]
     if not known:
         return None

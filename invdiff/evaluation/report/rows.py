@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from invdiff.evaluation.calibration import pooled
 from invdiff.evaluation.report.tables import BEST, TIED
-from invdiff.evaluation.statistics import Interval, Paired, mean_interval, paired
 from invdiff.evaluation.store import Line, Run
+from invdiff.scores.calibration import pooled
+from invdiff.scores.statistics import Interval, Paired, mean_interval, paired
 
 GROUP = ("data", "operator", "noise", "seed", "prior")
 """The settings of a cell that make rows comparable: those with equal ones restore the same measurements."""

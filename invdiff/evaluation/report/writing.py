@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from invdiff.atomic import all_or_nothing, atomic_path
 from invdiff.errors import UsageError
 from invdiff.evaluation.report import comparing, figures, page, results, tables
 from invdiff.evaluation.report.page import MARK, Plot
 from invdiff.evaluation.report.rows import Group, Row, groups
 from invdiff.evaluation.store import Run, load
+from invdiff.files.atomic import all_or_nothing, atomic_path
 
 PAGE = "report.html"
 OWN_PLOT = re.compile(r"\d{2}-[a-z0-9-]*-(cost|calibration|image-by-image)\.(png|svg)")
@@ -26,7 +26,7 @@ def report(folder: Source, out: Source | None = None) -> list[Path]:
 
     Raises UsageError for a folder that is no run or has no results yet, and for an `out` with other people's files.
     """
-    from invdiff.solution import package_versions
+    from invdiff.machine.versions import package_versions
 
     run = load(folder)
     _check_results(run)

@@ -10,12 +10,12 @@ from typing import Any
 
 from invdiff import solvers
 from invdiff.errors import UsageError
-from invdiff.evaluation.measured import Picture, Pictures, batches
-from invdiff.evaluation.statistics import Interval, mean_interval
-from invdiff.problem import Problem
-from invdiff.solution import package_versions
-from invdiff.solvers.base import Solver
-from invdiff.solvers.presets import Preset, identity
+from invdiff.evaluation.measured_folder import Picture, Pictures, batches
+from invdiff.machine.versions import package_versions
+from invdiff.problem.problem import Problem
+from invdiff.restoration.presets import Preset, identity
+from invdiff.scores.statistics import Interval, mean_interval
+from invdiff.solvers.solver import Solver
 
 from .search import SIGNS, Found, Judge, Trial, search
 from .space import Dimension, space
@@ -130,7 +130,7 @@ def prepare(solver: str, steps: int | None, fixed: Mapping[str, Any]) -> tuple[S
 
     Raises UsageError for auto, an unknown name or setting, and a setting given twice.
     """
-    from invdiff.parameters import parse_spec
+    from invdiff.specs.parameters import parse_spec
 
     name, values = parse_spec(solver)
     if name == "auto":
@@ -162,7 +162,7 @@ def tune(
     """
     if trials < 1:
         raise UsageError(f"trials={trials}: must be at least 1")
-    solver.check(judge.operator)
+    solvers.check(solver, judge.operator)
     searched_on, kept = pictures.split(judge.seed)
     problem = Problem.from_measurement(searched_on[0].y[None], judge.operator, judge.noise)
     dimensions = space(solver, problem, judge.prior, fixed or {}, only)

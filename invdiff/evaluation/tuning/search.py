@@ -21,13 +21,13 @@ from typing import Any
 import torch
 
 from invdiff.errors import NumericalError, UsageError, unknown
-from invdiff.evaluation.measured import Picture, batches
-from invdiff.evaluation.metrics import crps, psnr, ssim
+from invdiff.evaluation.measured_folder import Picture, batches
 from invdiff.noise import NoiseModel
-from invdiff.operator import Operator
-from invdiff.priors.base import Prior
-from invdiff.restoration import default_batch_size, restore
-from invdiff.solvers.base import Solver
+from invdiff.operator.contract import Operator
+from invdiff.priors.prior import Prior
+from invdiff.restoration.api import default_batch_size, restore
+from invdiff.scores.metrics import crps, psnr, ssim
+from invdiff.solvers.solver import Solver
 
 from .space import Dimension, with_settings
 

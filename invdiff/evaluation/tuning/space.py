@@ -21,10 +21,10 @@ from typing import Any
 
 from invdiff import solvers
 from invdiff.errors import UsageError, unknown
-from invdiff.parameters import Declaration, declarations, fraction, truth, whole
-from invdiff.priors.base import Prior
-from invdiff.problem import Problem
-from invdiff.solvers.base import Solver
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+from invdiff.solvers.solver import Solver
+from invdiff.specs.parameters import Declaration, declarations, fraction, truth, whole
 
 BUDGET = "steps"
 DIGITS = 3
@@ -150,7 +150,7 @@ def _accepts(solver: Solver, name: str, choice: Any, prior: Prior) -> bool:
 
 def with_settings(solver: Solver, values: Mapping[str, Any]) -> Solver:
     """The solver of a trial: these settings, at the same number of network calls (more steps, where each costs less)."""
-    from invdiff.solvers.recommendation import within
+    from invdiff.restoration.recommendation import within
 
     changed = solvers.get(solver, **values)
     found = within(changed, solver.nfe)

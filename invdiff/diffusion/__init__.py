@@ -1,0 +1,1 @@
+"""The forward process: noise schedules, levels, what a network predicts, and how its errors are weighed."""

@@ -1,0 +1,124 @@
+"""The one loop that runs every solver, the noise levels it visits, and the random numbers it draws."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from invdiff import solvers
+from invdiff.errors import NumericalError, UsageError
+from invdiff.machine.random import Noise
+from invdiff.operator.linalg import SHARE, missing
+from invdiff.priors.counted import CountedPrior
+from invdiff.priors.prior import Prior
+from invdiff.problem.problem import Problem
+
+if TYPE_CHECKING:
+    from invdiff.solvers.solver import Solver
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """What the loop knows after one move.
+
+    step: 1-based, of `steps`; sigma: the level just left, next_sigma: the level reached (0 at the end,
+    unless the method is done before);
+    clean: E[x_0 | x]; estimate: the solver's E[x_0 | x, y]; x: the sample at next_sigma. All (B, *image shape).
+    nfe: network calls so far, for each sample. population: at the end of a method that works with particles, all of
+    them, equally weighted, (B, N, *image shape). diagnostics: what the method reports of this move, (B,) each.
+    """
+
+    step: int
+    steps: int
+    sigma: float
+    next_sigma: float
+    clean: torch.Tensor
+    estimate: torch.Tensor
+    x: torch.Tensor
+    nfe: int
+    population: torch.Tensor | None = None
+    diagnostics: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+def lag(x: torch.Tensor) -> int:
+    """Moves that are not looked at yet: while a GPU makes one, the processor launches the next."""
+    return 1 if x.is_cuda else 0
+
+
+class Finite:
+    """Whether all numbers of a tensor are finite; on a GPU, which computes it meanwhile, to be asked for later."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self._answer = torch.isfinite(x).all()
+        self._written: torch.cuda.Event | None = None
+        if x.is_cuda:
+            self._answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(self._answer, non_blocking=True)
+            self._written = torch.cuda.Event()
+            self._written.record(torch.cuda.current_stream(x.device))
+
+    def __bool__(self) -> bool:
+        if self._written is not None:
+            self._written.synchronize()
+        return bool(self._answer)
+
+
+def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterator[State]:
+    """Reverse diffusion from the first noise level to zero. Yields the State after each move; the last one's x is the
+    sample.
+
+    Raises UsageError if the solver cannot use the operator, NumericalError on NaN or infinity (on a GPU, where that is
+    noticed one move later, after the state of the move).
+    """
+    solvers.check(solver, problem.operator)
+    prior.check_shape(problem.image_shape)
+    if solver.sees_whitened:
+        problem = problem.whitened()
+    elif problem.noise is not None and problem.noise.trusted(problem.y) is not None:
+        raise UsageError(
+            f"{solver.name} needs all values of y, and {problem.noise.name} noise has replaced some; any solver without "
+            'the need "svd" leaves them out, solver=auto among them'
+        )
+    problem = problem.lasting()
+    counted = CountedPrior(prior, len(problem.y))
+    levels = solver.levels(problem, counted)
+    moves = solver.walk(problem, counted, levels, noise)
+    total = solver.moves(levels)
+    checks: deque[tuple[int, float, Finite]] = deque()
+
+    def look(left: int) -> None:
+        """Raise if one of the moves, all but the last `left`, was not finite."""
+        while len(checks) > left:
+            step, sigma, finite = checks.popleft()
+            if not finite:
+                raise NumericalError(
+                    f"{solver.name}: NaN or infinity at step {step} of {total}, sigma {sigma:.4g}; try "
+                    f"{solver.remedy}, --precision fp32, or check the operator with float64 input"
+                )
+
+    for step in itertools.count(1):
+        # Left before every yield: the caller's own gradients and data steps must not change between two states.
+        with torch.no_grad(), missing(SHARE if counted.coarse else 0.0):
+            move = next(moves, None)
+            if move is None:
+                look(0)
+                return
+            checks.append((step, move.sigma, Finite(move.x)))
+        look(lag(move.x) if step < total else 0)
+        yield State(
+            step,
+            total,
+            move.sigma,
+            move.next_sigma,
+            move.clean,
+            move.estimate,
+            move.x,
+            counted.calls,
+            move.population,
+            move.diagnostics,
+        )
+        del move  # its images would lie in memory beside the next one's

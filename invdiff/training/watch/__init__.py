@@ -1,0 +1,1 @@
+"""What is seen of a training while it runs: curves, plots, sample pictures, validation."""

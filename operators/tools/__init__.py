@@ -1,0 +1,1 @@
+"""What several operators compute with: transforms, kernels, boundaries, tables."""
