@@ -112,8 +112,8 @@ def tune(
     """
     from invdiff import solvers
     from invdiff.evaluation.measured_folder import read_pictures
+    from invdiff.evaluation.tuning import guard as sets
     from invdiff.evaluation.tuning import outcome, search
-    from invdiff.evaluation.tuning import test_set_guard as sets
     from invdiff.noise import noise_model
     from invdiff.operator.from_file import absolute
     from invdiff.operators import resolve_operator

@@ -8,7 +8,8 @@ from typing import ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.svd import SVD
 from invdiff.specs.parameters import parameter
 
 from .tools.shapes import channels_and_size, require_batch

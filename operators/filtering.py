@@ -26,7 +26,8 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import SVD, Map, Operator, Shape
+from invdiff.operator.contract import Map, Operator, Shape
+from invdiff.operator.svd import SVD
 
 from .tools.cosine import CosineFilter, cosine_response, symmetric
 from .tools.fourier import CircularFilter, transfer_function

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.svd import SVD
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.svd import SVD
 
 from .tools.shapes import channels_and_size, require_batch
 from .tools.tables import Constant

@@ -352,7 +352,7 @@ def test_grey_spectra_are_repeated_as_pairs() -> None:
 def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
     folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import invdiff.restoration
+    import invdiff.restoration.api
     from invdiff import operators
 
     levels = {}
@@ -361,8 +361,8 @@ def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
         levels.update(dict.fromkeys(options["ids"], noise.sigma))
         return original(y, operator, noise, *rest, **options)
 
-    original = invdiff.restoration.restore
-    monkeypatch.setattr(invdiff.restoration, "restore", noting)
+    original = invdiff.restoration.api.restore
+    monkeypatch.setattr(invdiff.restoration.api, "restore", noting)
     picture(folder / "in" / "grey.png", shape=(1, 24, 32))
     picture(folder / "in" / "colour.png")
     out = ["-o", "out", "--format", "npy", "--batch-size", 2]
@@ -518,7 +518,7 @@ def test_a_smaller_measurement_is_compared_with_the_centre_of_the_truth(folder: 
 def test_a_batch_too_large_falls_back_to_single_samples(
     folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import invdiff.restoration
+    import invdiff.restoration.api
 
     sizes = []
 
@@ -528,8 +528,8 @@ def test_a_batch_too_large_falls_back_to_single_samples(
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(y, *rest, **options)
 
-    original = invdiff.restoration.restore
-    monkeypatch.setattr(invdiff.restoration, "restore", small_memory)
+    original = invdiff.restoration.api.restore
+    monkeypatch.setattr(invdiff.restoration.api, "restore", small_memory)
     options = [*BLUR, *FAST, "--prior", prior, "--samples", 2, "--batch-size", 8]
     succeed("restore", "clean/a.png", "-o", "x.png", *options)
     assert sizes == [(1, 8), (1, 1)]

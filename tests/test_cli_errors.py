@@ -179,7 +179,7 @@ def test_checkpoints_that_cannot_be_used(folder: Path, prior: str) -> None:
 
 def test_failures_in_the_middle_leave_nothing(folder: Path, prior: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import invdiff.files.images
-    import invdiff.restoration
+    import invdiff.restoration.api
 
     command = [*RESTORE, *BLUR, "--prior", prior, "--samples", "2"]
 
@@ -187,7 +187,7 @@ def test_failures_in_the_middle_leave_nothing(folder: Path, prior: str, monkeypa
         def raising(*arguments: object, **options: object) -> None:
             raise error
 
-        monkeypatch.setattr(invdiff.restoration, "restore", raising)
+        monkeypatch.setattr(invdiff.restoration.api, "restore", raising)
 
     fail_with(NumericalError("diffpir: NaN at step 1, sigma 3"))
     fails(1, "NaN at step 1", arguments=command)
@@ -217,12 +217,12 @@ def test_failures_in_the_middle_leave_nothing(folder: Path, prior: str, monkeypa
 
 
 def test_a_bug_is_called_a_bug_and_debug_shows_where(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import invdiff.problem
+    import invdiff.operators
 
     def broken(*arguments: object) -> None:
         raise KeyError("oops")
 
-    monkeypatch.setattr(invdiff.problem, "resolve_operator", broken)
+    monkeypatch.setattr(invdiff.operators, "resolve_operator", broken)
     result = invoke(*RESTORE, *BLUR)
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
     assert "bug" in result.stderr and "--debug" in result.stderr and "Traceback" not in result.stderr

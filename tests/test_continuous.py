@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from invdiff import samplers
 from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.priors import GaussianMixturePrior, GaussianPrior, NetworkPrior
 from invdiff.priors.prior import Prior
 from invdiff.samplers import continuous
@@ -175,7 +175,7 @@ def test_the_schedule_is_the_priors_own():
 # The chain and the SDE
 
 
-class Replay(Noise):
+class Replay(Draws):
     """Unit noise in row 2 + k at draw k, and nothing elsewhere: the response to each draw on its own."""
 
     def __init__(self, rows: int, size: int) -> None:

@@ -16,7 +16,8 @@ from laws.builders import CASES, NONLINEAR, Case
 from invdiff import doctor, operators
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
-from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.svd import SVD
 from invdiff.specs.parameters import parameter
 
 SHAPE = (3, 16, 16)

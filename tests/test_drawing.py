@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from invdiff.machine.noise_ahead import Ahead
+from invdiff.machine.draws_ahead import Ahead
 from invdiff.machine.random import generator
 
 CPU = torch.device("cpu")

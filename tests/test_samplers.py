@@ -16,7 +16,7 @@ from invdiff import samplers
 from invdiff.diffusion.levels import RHO, SPACINGS, noise_levels
 from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.priors import GaussianMixturePrior, GaussianPrior
 from invdiff.priors.counted import CountedPrior
 from invdiff.priors.prior import Prior
@@ -48,7 +48,7 @@ def slope(counts, errors) -> float:
     return float(np.polyfit(np.log(counts), np.log(errors), 1)[0])
 
 
-class Bulk(Noise):
+class Bulk(Draws):
     """Noise for many rows from one generator, times a factor."""
 
     def __init__(self, rows: int, size: int, factor: float = 1.0) -> None:
@@ -59,7 +59,7 @@ class Bulk(Noise):
         return self.factor * torch.randn(self.rows, self.size, generator=self.generator, dtype=torch.float64)
 
 
-class Replay(Noise):
+class Replay(Draws):
     """Unit noise in row 2 + k at draw k, and nothing elsewhere: the response to each draw on its own."""
 
     def __init__(self, rows: int, size: int, factor: float = 1.0) -> None:
@@ -72,7 +72,7 @@ class Replay(Noise):
         return z
 
 
-def run(method, prior: Prior, x: torch.Tensor, levels, noise: Noise | None = None) -> torch.Tensor:
+def run(method, prior: Prior, x: torch.Tensor, levels, noise: Draws | None = None) -> torch.Tensor:
     *_, last = method.walk(prior, x, levels, noise)
     return last.x
 

@@ -20,8 +20,8 @@ from invdiff import operators, solvers
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
 from invdiff.evaluation.measured_folder import Picture, Pictures
+from invdiff.evaluation.tuning import guard as sets
 from invdiff.evaluation.tuning import outcome, search, space
-from invdiff.evaluation.tuning import test_set_guard as sets
 from invdiff.files.images import write_image
 from invdiff.noise import noise_model
 from invdiff.priors import GaussianPrior

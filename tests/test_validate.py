@@ -28,7 +28,7 @@ from invdiff.exactness.measures import MEASURES, Score, Yardstick, average, sign
 from invdiff.exactness.mixture import mixture_cases
 from invdiff.exactness.mixture import mixture_problem as problems_of_mixture
 from invdiff.exactness.problems import TOYS_2D, ExactProblem, exact_problem, gaussian_case, toy_case
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.operator.contract import Operator
 from invdiff.operator.linalg import solve
 from invdiff.operator.spectral import dense_matrix
@@ -226,7 +226,7 @@ class Oracle(Solver):
     def population(self) -> int:
         return self.particles
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         prior.denoise(torch.zeros(len(problem.y), *problem.image_shape, dtype=torch.float64), 1.0)
         x = noise.sample(self.posterior.sample, self.particles)
         x = self.posterior.mean() + self.factor * (x - self.posterior.mean())

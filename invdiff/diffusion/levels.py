@@ -7,7 +7,8 @@ import numpy as np
 from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import UsageError, unknown
 
-SPACINGS = ("timestep", "quadratic", "log", "karras")
+SPACINGS = ("timestep", "quadratic", "log")
+SAMPLER_SPACINGS = (*SPACINGS, "karras")
 RHO = 7.0
 
 
@@ -21,8 +22,8 @@ def noise_levels(
     al. 2022, eq. 5). The two ends are exact even where they lie outside the schedule's table.
     Raises UsageError for an unknown spacing, or steps < 1.
     """
-    if spacing not in SPACINGS:
-        raise unknown("spacing", spacing, SPACINGS)
+    if spacing not in SAMPLER_SPACINGS:
+        raise unknown("spacing", spacing, SAMPLER_SPACINGS)
     if steps < 1:
         raise UsageError(f"steps must be at least 1, got {steps}")
     if not 0 < sigma_min <= sigma_max:

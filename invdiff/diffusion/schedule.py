@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Array = np.ndarray
 
 
-class Gaussian(NamedTuple):
+class MeanVariance(NamedTuple):
     """mean = x_coefficient * x + other_coefficient * other, variance of each coordinate."""
 
     mean: Any
@@ -163,21 +163,21 @@ class Schedule:
             raise UsageError(f"t must be a whole number from 0 to {len(self) - 1}, got {t}")
         return int(t)
 
-    def step(self, x_previous: torch.Tensor, t: int) -> Gaussian:
+    def step(self, x_previous: torch.Tensor, t: int) -> MeanVariance:
         """q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I)  (Ho et al. 2020, eq. 2)."""
         t = self._index(t)
-        return Gaussian(math.sqrt(self.alphas[t]) * x_previous, float(self.betas[t]))
+        return MeanVariance(math.sqrt(self.alphas[t]) * x_previous, float(self.betas[t]))
 
-    def marginal(self, x_0: torch.Tensor, t: int) -> Gaussian:
+    def marginal(self, x_0: torch.Tensor, t: int) -> MeanVariance:
         """q(x_t | x_0) = N(sqrt(abar_t) x_0, (1 - abar_t) I)  (Ho et al. 2020, eq. 4)."""
         t = self._index(t)
-        return Gaussian(math.sqrt(self.alphas_bar[t]) * x_0, float(1.0 - self.alphas_bar[t]))
+        return MeanVariance(math.sqrt(self.alphas_bar[t]) * x_0, float(1.0 - self.alphas_bar[t]))
 
-    def posterior(self, x_t: torch.Tensor, x_0: torch.Tensor, t: int) -> Gaussian:
+    def posterior(self, x_t: torch.Tensor, x_0: torch.Tensor, t: int) -> MeanVariance:
         """q(x_{t-1} | x_t, x_0) = N(mu~_t(x_t, x_0), beta~_t I)  (Ho et al. 2020, eq. 6 and 7)."""
         t = self._index(t)
         a, b = self.posterior_coefficients
-        return Gaussian(float(a[t]) * x_0 + float(b[t]) * x_t, float(self.posterior_variances[t]))
+        return MeanVariance(float(a[t]) * x_0 + float(b[t]) * x_t, float(self.posterior_variances[t]))
 
     # t <-> sigma. Between two table entries log sigma is linear in t, so that both maps are each other's inverse.
 

@@ -6,8 +6,9 @@ import math
 
 import torch
 
-from invdiff.operator.contract import SVD, Operator
+from invdiff.operator.contract import Operator
 from invdiff.operator.linalg import TOLD_ABOVE
+from invdiff.operator.svd import SVD
 
 from . import proximal
 from .causes import number

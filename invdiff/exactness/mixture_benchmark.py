@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from invdiff import operators
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.priors.counted import CountedPrior
 from invdiff.priors.mixture import GaussianMixturePrior
 from invdiff.problem.problem import Problem
@@ -163,7 +163,7 @@ def run_solver(
     """
     rows = count if solver.population == 1 else 1
     problem = case.problem.rows([0] * rows)
-    noise = Noise([generator(seed, case.name, k) for k in range(rows)], problem.image_shape, problem.y)
+    noise = Draws([generator(seed, case.name, k) for k in range(rows)], problem.image_shape, problem.y)
     counted = CountedPrior(case.prior, count)
     diagnostics: dict[str, list[torch.Tensor]] = {}
     begin = time.perf_counter()

@@ -13,7 +13,7 @@ from invdiff import samplers, solvers
 from invdiff.errors import InvdiffError, UsageError
 from invdiff.exactness.measures import Score, Yardstick, average, verdict
 from invdiff.exactness.problems import Case, ExactProblem
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.restoration.loop import run
 from invdiff.solvers.solver import Solver
 from invdiff.specs.parameters import declarations, parse_spec
@@ -65,7 +65,7 @@ EXACT = "exact samples"
 SCORE = "exact score"
 
 
-class JointNoise(Noise):
+class JointNoise(Draws):
     """One generator for all rows: the rows of a batch are drawn at once, which is many times faster than one by one.
 
     The numbers of a row depend on the number of rows, which no measure here minds.

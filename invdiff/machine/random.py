@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.machine.noise_ahead import Ahead
+from invdiff.machine.draws_ahead import Ahead
 
 
 def generator(seed: int, image: str | int, sample: int) -> torch.Generator:
@@ -23,7 +23,7 @@ def generator(seed: int, image: str | int, sample: int) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-class Noise:
+class Draws:
     """Standard normal noise for a batch, one generator per row."""
 
     def __init__(self, generators: Sequence[torch.Generator], shape: tuple[int, ...], like: torch.Tensor) -> None:

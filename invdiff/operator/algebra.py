@@ -17,7 +17,8 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import SVD, Map, Operator, Shape
+from invdiff.operator.contract import Map, Operator, Shape
+from invdiff.operator.svd import SVD
 from invdiff.operator.wrapped import Wrapped
 from invdiff.specs.registry import import_target
 

@@ -18,7 +18,8 @@ import torch
 
 from invdiff.errors import UsageError
 from invdiff.operator.algebra import Adjoint, Scaled, Several, dimensions, enclosed, flat
-from invdiff.operator.contract import SVD, Map, Operator, Shape
+from invdiff.operator.contract import Map, Operator, Shape
+from invdiff.operator.svd import SVD
 
 
 def compose(*operators: Any) -> Operator:

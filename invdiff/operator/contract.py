@@ -23,6 +23,7 @@ from invdiff.errors import UsageError
 from invdiff.operator import linalg
 from invdiff.operator.gauss_newton import gauss_newton
 from invdiff.operator.kept import Latest
+from invdiff.operator.svd import SVD
 from invdiff.specs.parameters import declarations, format_spec, validate
 from invdiff.specs.registry import Registry
 
@@ -375,27 +376,3 @@ def files_of(operator: Operator) -> list[Path]:
         ]
 
     return found(operator.settings())
-
-
-@dataclass(frozen=True)
-class SVD:
-    """A = U diag(s) V^T for images of one shape, as functions on coordinates (B, *r).
-
-    singular_values: float64, broadcastable to the coordinates, s >= 0 (zeros allowed: unmeasured directions).
-    V, V_adjoint: coordinates <-> images, V^T V = I. U, U_adjoint: coordinates <-> measurements; U^T U = I where s > 0.
-    The columns of V with s > 0 span the row space of A; they need not span all images.
-    All maps are real and linear, so white noise stays white: V_adjoint(n) ~ N(0, I) for n ~ N(0, I).
-    """
-
-    singular_values: torch.Tensor
-    U: Callable[[torch.Tensor], torch.Tensor]
-    U_adjoint: Callable[[torch.Tensor], torch.Tensor]
-    V: Callable[[torch.Tensor], torch.Tensor]
-    V_adjoint: Callable[[torch.Tensor], torch.Tensor]
-
-    @property
-    def inverse_singular_values(self) -> torch.Tensor:
-        """1 / s, and 0 where s is zero to rounding (s <= 1e-6 of the largest)."""
-        s = self.singular_values
-        kept = s > 1e-6 * s.max()
-        return torch.where(kept, 1 / torch.where(kept, s, torch.ones_like(s)), torch.zeros_like(s))

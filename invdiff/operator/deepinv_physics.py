@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.svd import SVD
 
 
 def as_operator(obj: Any, shape: Shape | None = None) -> Operator:

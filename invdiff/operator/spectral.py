@@ -21,7 +21,8 @@ from dataclasses import dataclass
 
 import torch
 
-from invdiff.operator.contract import SVD, Map, Operator, Shape
+from invdiff.operator.contract import Map, Operator, Shape
+from invdiff.operator.svd import SVD
 from invdiff.operator.weighted import Whitened
 
 Function = Callable[[torch.Tensor], torch.Tensor]

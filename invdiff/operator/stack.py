@@ -19,7 +19,8 @@ import torch
 
 from invdiff.errors import UsageError
 from invdiff.operator.algebra import Several, dimensions, flat
-from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.contract import Operator, Shape
+from invdiff.operator.svd import SVD
 
 
 def stack(*operators: Any, shape: Shape | None = None) -> Operator:

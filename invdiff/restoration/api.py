@@ -10,7 +10,7 @@ import torch
 
 from invdiff import solvers
 from invdiff.errors import UsageError
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.noise import Gaussian, estimate
 from invdiff.priors.prior import Prior
 from invdiff.priors.tiled import TiledPrior, tiled
@@ -151,7 +151,7 @@ def states(problem: Problem, prior: Prior, solver: Solver, seed: int = 0) -> Ite
     and plots. Row b uses the same random numbers as `restore(..., seed=seed)` for image b, sample 0."""
     generators = [generator(seed, image, 0) for image in range(problem.y.shape[0])]
     problem = problem.to(prior.device)
-    return run(problem, prior, solver, Noise(generators, problem.image_shape, problem.y))
+    return run(problem, prior, solver, Draws(generators, problem.image_shape, problem.y))
 
 
 def resolve_prior(prior: Any, device: str = "auto", precision: str = "auto", compile: bool | None = None) -> Prior:

@@ -12,7 +12,7 @@ import torch
 
 from invdiff import solvers
 from invdiff.errors import NumericalError, UsageError
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.linalg import SHARE, missing
 from invdiff.priors.counted import CountedPrior
 from invdiff.priors.prior import Prior
@@ -67,7 +67,7 @@ class Finite:
         return bool(self._answer)
 
 
-def run(problem: Problem, prior: Prior, solver: Solver, noise: Noise) -> Iterator[State]:
+def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterator[State]:
     """Reverse diffusion from the first noise level to zero. Yields the State after each move; the last one's x is the
     sample.
 

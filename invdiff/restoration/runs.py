@@ -10,7 +10,7 @@ import torch
 
 from invdiff.errors import InputWarning
 from invdiff.machine.memory import is_out_of_memory
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.priors.prior import Prior
 from invdiff.priors.tiled import TiledPrior, at_once
 from invdiff.problem import Problem
@@ -87,7 +87,7 @@ class _Runs:
         part = self.problem.rows([image for image, _ in chunk]).to(self.prior.device)
         generators = [generator(self.seed, self.keys[image], k) for image, k in chunk]
         particles, calls = None, 0
-        for state in run(part, self.prior, self.solver, Noise(generators, self.problem.image_shape, part.y)):
+        for state in run(part, self.prior, self.solver, Draws(generators, self.problem.image_shape, part.y)):
             advance(state)
             diagnostics.add(state)
             calls = state.nfe

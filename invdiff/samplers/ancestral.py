@@ -24,7 +24,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.samplers.sampler import Sampler, Step, pairs
 from invdiff.specs.parameters import parameter
@@ -45,7 +45,7 @@ class Ancestral(Sampler):
             return math.sqrt(small)
         return math.sqrt((1 + 4 * next_sigma**2) * (sigma**2 - next_sigma**2) / (1 + 4 * sigma**2))
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
+    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Draws) -> Iterator[Step]:
         for sigma, next_sigma in pairs(levels):
             clean = prior.denoise(x, sigma)
             x = torch.lerp(clean, x, (next_sigma / sigma) ** 2)

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from invdiff.diffusion.schedule import Gaussian, Schedule
+from invdiff.diffusion.schedule import MeanVariance, Schedule
 from invdiff.errors import NumericalError, UsageError
 from invdiff.machine.random import generator
 from invdiff.priors.prior import Prior
@@ -77,9 +77,9 @@ class VPSDE:
         """x = x_0 + sigma n of x_s: the inverse of `state`."""
         return (x_s / self.root_abar(s) + 1) / 2
 
-    def marginal(self, x_0: torch.Tensor, s: float) -> Gaussian:
+    def marginal(self, x_0: torch.Tensor, s: float) -> MeanVariance:
         """q(x_s | x_0) for a clean x_0 in [0, 1]: mean sqrt(abar) (2 x_0 - 1), variance 1 - abar  (eq. 29)."""
-        return Gaussian(self.state(x_0, s), -math.expm1(float(self.schedule.log_abar(s))))
+        return MeanVariance(self.state(x_0, s), -math.expm1(float(self.schedule.log_abar(s))))
 
     def score(self, x_s: torch.Tensor, s: float) -> torch.Tensor:
         """grad log q_s(x_s)."""

@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.samplers.sampler import Sampler, Step, pairs
 from invdiff.samplers.transitions import DDIM, Estimate
@@ -35,7 +35,7 @@ class DDIMSampler(Sampler):
 
     eta: float = parameter(0.0, low=0, high=1, help="share of fresh noise: 0 is deterministic, 1 ancestral")
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
+    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Draws) -> Iterator[Step]:
         transition = DDIM(self.eta)
         for sigma, next_sigma in pairs(levels):
             clean = prior.denoise(x, sigma)

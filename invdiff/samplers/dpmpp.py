@@ -22,8 +22,8 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.diffusion.levels import SPACINGS
-from invdiff.machine.random import Noise
+from invdiff.diffusion.levels import SAMPLER_SPACINGS
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.samplers.sampler import Sampler, Step, pairs
 from invdiff.specs.parameters import parameter, whole
@@ -36,9 +36,9 @@ class DPMSolverPP(Sampler):
     name: ClassVar[str] = "dpmpp"
 
     steps: int = parameter(30, kind=whole, low=1, help="network calls for one sample", unit="calls")
-    spacing: str = parameter("karras", kind=str, choices=SPACINGS, help="how the noise levels are spread")
+    spacing: str = parameter("karras", kind=str, choices=SAMPLER_SPACINGS, help="how the noise levels are spread")
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
+    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Draws) -> Iterator[Step]:
         before: tuple[torch.Tensor, float] | None = None  # D_r and h_r
         for sigma, next_sigma in pairs(levels):
             clean = target = prior.denoise(x, sigma)

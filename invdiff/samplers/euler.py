@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.samplers.continuous import VPSDE
 from invdiff.samplers.sampler import Sampler, Step, pairs
@@ -17,11 +17,11 @@ from invdiff.samplers.sampler import Sampler, Step, pairs
 class Euler(Sampler):
     """One step for each level, at the times of the levels; the last one is E[x_0 | x]. A subclass writes `move`."""
 
-    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Noise) -> torch.Tensor:
+    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Draws) -> torch.Tensor:
         """From the state x_s at time s to that at s - h."""
         raise NotImplementedError
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
+    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Draws) -> Iterator[Step]:
         equation = VPSDE.of(prior)
         for sigma, next_sigma in pairs(levels):
             if next_sigma == 0:

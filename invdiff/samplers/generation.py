@@ -9,7 +9,7 @@ import torch
 
 from invdiff import samplers
 from invdiff.errors import NumericalError, UsageError
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.operator.contract import Shape
 from invdiff.priors.counted import CountedPrior
 from invdiff.priors.prior import Prior, Sigma
@@ -61,7 +61,7 @@ def sample(
             keys = range(first, min(first + batch_size, count))
             counted.rows = len(keys)
             like = torch.zeros((), device=prior.device)
-            noise = Noise([generator(seed, "sample", key) for key in keys], shape, like)
+            noise = Draws([generator(seed, "sample", key) for key in keys], shape, like)
             x = 0.5 + levels[0] * noise()
             for step in method.walk(counted, x, levels, noise):
                 x = step.x

@@ -22,8 +22,8 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.diffusion.levels import SPACINGS
-from invdiff.machine.random import Noise
+from invdiff.diffusion.levels import SAMPLER_SPACINGS
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.samplers.sampler import Sampler, Step, pairs
 from invdiff.specs.parameters import parameter, whole
@@ -37,9 +37,9 @@ class Heun(Sampler):
     calls: ClassVar[int] = 2
 
     steps: int = parameter(59, kind=whole, low=1, help="network calls for one sample", unit="calls")
-    spacing: str = parameter("karras", kind=str, choices=SPACINGS, help="how the noise levels are spread")
+    spacing: str = parameter("karras", kind=str, choices=SAMPLER_SPACINGS, help="how the noise levels are spread")
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
+    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Draws) -> Iterator[Step]:
         for sigma, next_sigma in pairs(levels):
             slope = prior.epsilon(x, sigma)
             moved = x + (next_sigma - sigma) * slope

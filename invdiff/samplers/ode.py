@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.samplers.continuous import VPSDE
 from invdiff.samplers.euler import Euler
 
@@ -31,5 +31,5 @@ class ProbabilityFlow(Euler):
 
     name: ClassVar[str] = "ode"
 
-    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Noise) -> torch.Tensor:
+    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Draws) -> torch.Tensor:
         return x_s - equation.flow(x_s, s) * h

@@ -13,9 +13,9 @@ from typing import ClassVar, NamedTuple
 
 import torch
 
-from invdiff.diffusion.levels import SPACINGS, noise_levels
+from invdiff.diffusion.levels import SAMPLER_SPACINGS, noise_levels
 from invdiff.errors import UsageError
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.specs.parameters import Method, parameter, whole
 
@@ -37,7 +37,7 @@ class Sampler(Method):
     """Network calls for one step from level to level; the last one, to zero, always takes one."""
 
     steps: int = parameter(100, kind=whole, low=1, help="network calls for one sample", unit="calls")
-    spacing: str = parameter("timestep", kind=str, choices=SPACINGS, help="how the noise levels are spread")
+    spacing: str = parameter("timestep", kind=str, choices=SAMPLER_SPACINGS, help="how the noise levels are spread")
     sigma_max: float | None = parameter(
         None, above=0, help="first noise level, in [0, 1] units; default: the largest the prior knows", unit="[0,1]"
     )
@@ -57,7 +57,7 @@ class Sampler(Method):
         """The network calls that one sample takes: at most `steps`."""
         return (self.steps - 1) // self.calls * self.calls + 1
 
-    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise) -> Iterator[Step]:
+    def walk(self, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Draws) -> Iterator[Step]:
         """From x (B, ...) at levels[0] to a sample, one Step for each level."""
         raise NotImplementedError
 

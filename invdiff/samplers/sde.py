@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.samplers.continuous import VPSDE
 from invdiff.samplers.euler import Euler
 
@@ -30,6 +30,6 @@ class ReverseSDE(Euler):
 
     name: ClassVar[str] = "sde"
 
-    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Noise) -> torch.Tensor:
+    def move(self, equation: VPSDE, x_s: torch.Tensor, s: float, h: float, noise: Draws) -> torch.Tensor:
         drift, g = equation.reverse_drift(x_s, s), equation.diffusion(s)
         return x_s - drift * h + g * math.sqrt(h) * noise()

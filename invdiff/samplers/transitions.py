@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class _Step:
         return math.sqrt(max(0.0, next_sigma**2 - self.fresh(sigma, next_sigma) ** 2)) / sigma
 
     def __call__(
-        self, x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise
+        self, x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Draws
     ) -> torch.Tensor:
         kept, v = self.kept(sigma, next_sigma), self.fresh(sigma, next_sigma)
         moved = torch.lerp(estimate.estimate, x, kept) if kept > 0 else estimate.estimate

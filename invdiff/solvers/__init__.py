@@ -41,6 +41,11 @@ REGISTRY = Registry(
 )
 
 
+def interchangeable() -> list[str]:
+    """Names of the solvers whose correction is a conditional mean, which any sampler's transition can use."""
+    return [name for name, cls in REGISTRY.items() if cls.interchangeable]
+
+
 NEEDS = {
     "linear": "a linear operator",
     "svd": "a singular value decomposition",

@@ -26,14 +26,14 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.contract import Operator
 from invdiff.operator.linalg import dot, over
 from invdiff.problem.problem import Problem
 from invdiff.solvers.solver import Solver
 from invdiff.specs.parameters import parameter, whole
 
-Draw = Callable[[torch.Tensor, float, Noise], torch.Tensor]
+Draw = Callable[[torch.Tensor, float, Draws], torch.Tensor]
 """(D (B, ...), r, noise) -> x (B, ...), a draw of (*)."""
 
 CURVATURE_ITERATIONS = 4
@@ -72,7 +72,7 @@ class LikelihoodStep(Solver):
         return lambda centre, spread, noise: draw_by_langevin(problem, centre, spread, noise, steps, size)
 
 
-def draw_exactly(problem: Problem, centre: torch.Tensor, spread: float, noise: Noise) -> torch.Tensor:
+def draw_exactly(problem: Problem, centre: torch.Tensor, spread: float, noise: Draws) -> torch.Tensor:
     """One draw of (*) for each row of D = centre (B, *image shape), for r = spread > 0 and a linear operator."""
     x = centre + spread * noise()
     mask = problem.operator.observed(problem.image_shape)
@@ -82,7 +82,7 @@ def draw_exactly(problem: Problem, centre: torch.Tensor, spread: float, noise: N
 
 
 def draw_by_langevin(
-    problem: Problem, centre: torch.Tensor, spread: float, noise: Noise, steps: int, size: float
+    problem: Problem, centre: torch.Tensor, spread: float, noise: Draws, steps: int, size: float
 ) -> torch.Tensor:
     """`steps` Langevin steps for (*) from D = centre; r = spread, c = size. Two operator calls and two vjps a step."""
     A, y, precision = problem.operator, problem.y, problem.sigma_y**-2

@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.solvers.conditional import LikelihoodStep, inner_levels
@@ -51,7 +51,7 @@ class DAPS(LikelihoodStep):
     def nfe(self) -> int:
         return self.steps * self.ode_steps
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         draw = self.likelihood_step(problem)
         x = self.start(problem, prior, levels[0], noise)
         for sigma, next_sigma in itertools.pairwise([*levels, 0.0]):

@@ -29,7 +29,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.spectral import ITERATIONS, spectral
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
@@ -70,7 +70,7 @@ class DDNM(Solver):
         A, sigma_y = spectral(problem.operator, problem.image_shape, self.iterations), problem.sigma_y
         keep = (1 - self.eta**2) ** 0.5
 
-        def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
+        def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Draws) -> torch.Tensor:
             if next_sigma == 0:
                 return estimate.estimate
 

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.spectral import ITERATIONS, spectral
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
@@ -43,7 +43,7 @@ class DDRM(Solver):
         ITERATIONS, kind=whole, low=1, search=False, help="of Lanczos, for operators without a decomposition"
     )
 
-    def start(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> torch.Tensor:
+    def start(self, problem: Problem, prior: Prior, sigma: float, noise: Draws) -> torch.Tensor:
         if self.initial != "measurement":
             return super().start(problem, prior, sigma, noise)
         A, z, sigma_y = spectral(problem.operator, problem.image_shape, self.iterations), noise(), problem.sigma_y
@@ -63,7 +63,7 @@ class DDRM(Solver):
         A, sigma_y = spectral(problem.operator, problem.image_shape, self.iterations), problem.sigma_y
         eta, eta_b, keep = self.eta, self.eta_b, (1 - self.eta**2) ** 0.5
 
-        def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
+        def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Draws) -> torch.Tensor:
             x0, z = estimate.estimate, noise()
 
             # In coordinates, with tau = sigma_y / s infinite where s = 0, and r = y - A x0, so r_bar = s (y_bar - x0_bar):

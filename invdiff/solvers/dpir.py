@@ -32,7 +32,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.solvers.first_level import first_level
@@ -86,7 +86,7 @@ class DPIR(PointEstimate):
             problem, prior
         )
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         z = self.start(problem, prior, 0.0, noise)
         x, going, part = z, list(range(len(z))), problem
         for sigma, next_sigma in itertools.pairwise([*levels, 0.0]):

@@ -43,7 +43,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.solvers.particles import Filter, ParticleNoise, ParticleSolver, View, inner
@@ -65,11 +65,11 @@ class FPSSMC(ParticleSolver):
         help="share e of the measurement's noise (its deviation) taken as new at each level; 1: paper",
     )
 
-    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Filter:
+    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Filter:
         return _Filtering(problem, prior, self.particles, self.fresh, _path(problem, levels, noise))
 
 
-def _path(problem: Problem, levels: Sequence[float], noise: Noise) -> dict[float, torch.Tensor]:
+def _path(problem: Problem, levels: Sequence[float], noise: Draws) -> dict[float, torch.Tensor]:
     """Level -> y_s (B, *measurement shape)."""
     path = {}
     walk = levels[0] * noise()

@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.problem.problem import Problem
 from invdiff.samplers.transitions import DDIM, Estimate
 from invdiff.solvers.solver import Solver, Transition
@@ -52,14 +52,14 @@ def refined(problem: Problem, weight: float) -> Transition:
     """The ancestral step, and what is measured replaced after it. weight: trust in the measurement."""
     ancestral = DDIM(1.0)
 
-    def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Noise) -> torch.Tensor:
+    def step(x: torch.Tensor, estimate: Estimate, sigma: float, next_sigma: float, noise: Draws) -> torch.Tensor:
         moved = ancestral(x, estimate, sigma, next_sigma, noise)
         return refine(problem, moved, next_sigma, weight * renewed(sigma, next_sigma), noise)
 
     return step
 
 
-def refine(problem: Problem, x: torch.Tensor, sigma: float, weight: float, noise: Noise) -> torch.Tensor:
+def refine(problem: Problem, x: torch.Tensor, sigma: float, weight: float, noise: Draws) -> torch.Tensor:
     """x at the level sigma, moved to the noised measurement y + sigma A z as far as its noise allows; x itself at sigma = 0.
 
     argmin_u  weight ||A u - (y + sigma A z)||^2 / sigma_y^2  +  ||u - x||^2 / sigma^2

@@ -34,7 +34,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.samplers.transitions import DDIM
@@ -54,7 +54,7 @@ class MCGDiff(ParticleSolver):
     eta: float = parameter(1.0, above=0, high=1, help="share of fresh noise in the model's steps; 1: ancestral")
     kappa: float = parameter(1e-4, above=0, help="variance left to a measured coordinate at its own noise level")
 
-    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Filter:
+    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Filter:
         return _Guided(expanded(problem, self.particles), prior, self.eta, self.kappa)
 
 

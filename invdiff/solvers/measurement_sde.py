@@ -46,7 +46,7 @@ from typing import ClassVar
 import torch
 
 from invdiff.diffusion.levels import noise_levels
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.samplers.transitions import Estimate
@@ -82,7 +82,7 @@ class MeasurementSDE(Solver):
             return math.inf
         return problem.sigma_y / float(svd.singular_values.min())
 
-    def start(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> torch.Tensor:
+    def start(self, problem: Problem, prior: Prior, sigma: float, noise: Draws) -> torch.Tensor:
         """x at the first level: measured directions given y, the others as in all solvers."""
         x = super().start(problem, prior, sigma, noise)
         svd = problem.operator.svd(problem.image_shape)
@@ -98,7 +98,7 @@ class MeasurementSDE(Solver):
         svd = problem.operator.svd(problem.image_shape)
         y_bar, tau, measured = spectral_measurement(problem, problem.y)
 
-        def step(x: torch.Tensor, estimate: Estimate, sigma: float, s: float, noise: Noise) -> torch.Tensor:
+        def step(x: torch.Tensor, estimate: Estimate, sigma: float, s: float, noise: Draws) -> torch.Tensor:
             x0, z = estimate.estimate, noise()
             free = x0 + (s / sigma) ** 2 * (x - x0) + s * math.sqrt(1 - (s / sigma) ** 2) * z
             x_bar, x0_bar, z_bar = svd.V_adjoint(x), svd.V_adjoint(x0), svd.V_adjoint(z)

@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.contract import Shape
 from invdiff.operator.linalg import over
 from invdiff.priors.prior import Prior
@@ -71,7 +71,7 @@ class View:
 class ParticleNoise:
     """The random numbers of a population: N of each kind for every row, flattened to (B N, ...)."""
 
-    def __init__(self, noise: Noise, particles: int, shape: Shape) -> None:
+    def __init__(self, noise: Draws, particles: int, shape: Shape) -> None:
         self.noise, self.particles, self.shape = noise, particles, tuple(shape)
 
     def __call__(self) -> torch.Tensor:
@@ -119,7 +119,7 @@ class ParticleSolver(Solver):
         None, kind=whole, low=1, help="particles for one network call, which bounds the memory; default: by their size"
     )
 
-    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Filter:
+    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Filter:
         """The method for a problem (B rows, one for each population)."""
         raise NotImplementedError
 
@@ -131,7 +131,7 @@ class ParticleSolver(Solver):
     def nfe(self) -> int:
         return self.steps * self.particles
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         self.check_memory(problem)
         count, shape = len(problem.y), problem.image_shape
         draws = ParticleNoise(noise, self.particles, shape)
@@ -170,7 +170,7 @@ class ParticleSolver(Solver):
         rows = [slice(first, min(first + size, len(x))) for first in starts]
         return View.joined([method.look(x[part], sigma, next_sigma, part) for part in rows])
 
-    def _centres(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> tuple[torch.Tensor, float]:
+    def _centres(self, problem: Problem, prior: Prior, sigma: float, noise: Draws) -> tuple[torch.Tensor, float]:
         """The centres (B N, *image shape) and the variance of the first level's law, as `initial` says (`Solver.start`)."""
         if self.initial == "prior":
             return self.draw_prior(prior, noise, self.particles).to(problem.y), sigma**2

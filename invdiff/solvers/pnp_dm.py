@@ -32,7 +32,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.samplers.ancestral import Ancestral
@@ -54,7 +54,7 @@ class PnPDM(LikelihoodStep):
     def nfe(self) -> int:
         return self.steps * self.calls
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         likelihood_step = self.likelihood_step(problem)
         z = self.start(problem, prior, levels[0], noise)
         for rho, next_rho in itertools.pairwise([*levels, 0.0]):
@@ -62,7 +62,7 @@ class PnPDM(LikelihoodStep):
             z = likelihood_step(x, next_rho, noise) if next_rho > 0 else x
             yield Move(rho, next_rho, x, z, z)
 
-    def prior_step(self, prior: Prior, z: torch.Tensor, rho: float, noise: Noise) -> torch.Tensor:
+    def prior_step(self, prior: Prior, z: torch.Tensor, rho: float, noise: Draws) -> torch.Tensor:
         """A draw of p(x) N(z; x, rho^2 I) up to the discretisation, for z (B, ...)."""
         *_, (_, _, x) = Ancestral().walk(prior, z, inner_levels(rho, self.calls), noise)
         return x

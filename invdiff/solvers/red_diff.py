@@ -29,7 +29,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.solvers.point import PointEstimate
@@ -52,7 +52,7 @@ class REDDiff(PointEstimate):
     rate: float = parameter(0.05, above=0, help="first step size of Adam: what a pixel moves in one step", unit="[0,1]")
     sigma_max: float | None = parameter(0.25, above=0, help="first noise level", unit="[0,1]")
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         A, y, weight = problem.operator, problem.y, self.lam * problem.sigma_y
         mu = self.start(problem, prior, 0.0, noise)
         m, v = torch.zeros_like(mu), torch.zeros_like(mu)

@@ -28,7 +28,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.samplers.transitions import DDIM, Estimate
@@ -66,7 +66,7 @@ class RePaint(Solver):
     def nfe(self) -> int:
         return self.steps + (self.resamplings - 1) * self.jump * ((self.steps - 1) // self.jump)
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         svd = problem.operator.svd(problem.image_shape)
         y_bar, tau, measured = spectral_measurement(problem, problem.y)
         ancestral = DDIM(1.0)

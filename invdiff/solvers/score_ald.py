@@ -30,7 +30,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.solvers.solver import Move, Solver
@@ -53,7 +53,7 @@ class ScoreALD(Solver):
     def nfe(self) -> int:
         return self.steps * self.iterations + 1
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         A, y = problem.operator, problem.y
         norm, kept = A.norm(problem.image_shape), math.exp(-self.step_size)
         x = self.start(problem, prior, levels[0], noise)

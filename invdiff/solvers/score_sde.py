@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.samplers.transitions import DDIM, Estimate
@@ -45,7 +45,7 @@ class ScoreSDE(Solver):
 
     lam: float = parameter(0.9, above=0, high=1, help="weight of the measurement in the mix, 1: all of it")
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         A, y = problem.operator, problem.y
         ancestral = DDIM(1.0)
         stiffness = (1 - self.lam) / self.lam * A.norm(problem.image_shape) ** 2

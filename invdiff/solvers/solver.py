@@ -17,12 +17,13 @@ import torch
 from invdiff.diffusion.levels import SPACINGS, noise_levels
 from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import UsageError
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.contract import Operator
 from invdiff.priors.prior import Prior, Sigma, WrappedPrior
 from invdiff.problem.problem import Problem
 from invdiff.samplers.transitions import Estimate
 from invdiff.specs.parameters import Method, parameter, whole
+from invdiff.specs.registry import import_target
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +44,7 @@ TRANSITIONS = (OWN, "ancestral", "ddim", "sde", "ode", "heun", "dpmpp")
 INITIAL = ("measurement", "noise", "prior")
 
 Correction = Callable[[torch.Tensor, float, float], Estimate]
-Transition = Callable[[torch.Tensor, Estimate, float, float, Noise], torch.Tensor]
+Transition = Callable[[torch.Tensor, Estimate, float, float, Draws], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Solver(Method):
         if self.transition != OWN and not self.interchangeable:
             raise UsageError(
                 f"{self.name}: transition={self.transition!r} does not fit, because its step is not made from an "
-                "estimate of E[x_0 | x, y]; leave it out, or take a solver that `invdiff solvers list` marks with any"
+                "estimate of E[x_0 | x, y]; leave it out (solvers that take any transition: "
+                f"{', '.join(import_target('invdiff.solvers:interchangeable')()) or 'none'})"
             )
         if self.sigma_max is not None and self.sigma_min is not None and self.sigma_min > self.sigma_max:
             raise UsageError(f"{self.name}: sigma_min={self.sigma_min} is above sigma_max={self.sigma_max}")
@@ -113,7 +115,7 @@ class Solver(Method):
         """The paper's transition: the function (x, estimate, sigma, next_sigma, noise) -> x at next_sigma."""
         raise NotImplementedError
 
-    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Iterator[Move]:
+    def walk(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Iterator[Move]:
         """From the first level to the sample, one Move for each level: correct, then move on.
 
         A method that is more than that (several calls a level, particles, an optimisation) writes its own.
@@ -131,7 +133,7 @@ class Solver(Method):
             del estimate  # its images would lie in memory beside the next one's
 
     def _walk_with_sampler(
-        self, correction: Correction, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Noise
+        self, correction: Correction, prior: Prior, x: torch.Tensor, levels: Sequence[float], noise: Draws
     ) -> Iterator[Move]:
         """The steps of an unconditional sampler, with E[x_0 | x, y] in the place of E[x_0 | x]."""
         from invdiff import samplers
@@ -193,7 +195,7 @@ class Solver(Method):
             )
         return noise_levels(count, first, min(self.sigma_min or prior.sigma_min, first), self.spacing, schedule)
 
-    def start(self, problem: Problem, prior: Prior, sigma: float, noise: Noise) -> torch.Tensor:
+    def start(self, problem: Problem, prior: Prior, sigma: float, noise: Draws) -> torch.Tensor:
         """x at the first level, (B, *image shape), as `initial` says.
 
         measurement: sigma z around what the measurement says of an image of mean and deviation 1/2,
@@ -218,7 +220,7 @@ class Solver(Method):
             return problem.operator.first_guess(problem.y)
         return problem.operator.prox_l2(grey, problem.y, (0.5 / problem.sigma_y) ** 2)
 
-    def draw_prior(self, prior: Prior, noise: Noise, count: int = 1) -> torch.Tensor:
+    def draw_prior(self, prior: Prior, noise: Draws, count: int = 1) -> torch.Tensor:
         """`count` draws of x_0 for each row, (B count, *image shape). Raises UsageError if the prior has none."""
         if not prior.can_sample:
             raise UsageError(

@@ -41,7 +41,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.linalg import solve
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
@@ -72,7 +72,7 @@ class TDS(ParticleSolver):
     def _backward_passes_a_call(self) -> int:
         return 1
 
-    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Noise) -> Filter:
+    def filter(self, problem: Problem, prior: Prior, levels: Sequence[float], noise: Draws) -> Filter:
         return _Twisted(self, expanded(problem, self.particles), prior, self._twist(problem))
 
     def _twist(self, problem: Problem) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from invdiff.operator.contract import SVD
+from invdiff.operator.svd import SVD
 
 from .kernels import Stencil
 from .tables import Constant, working

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from invdiff.operator.contract import SVD
+from invdiff.operator.svd import SVD
 
 from .kernels import Stencil
 from .tables import Constant, working

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from invdiff.operator.contract import SVD
+from invdiff.operator.svd import SVD
 
 from .boundary import source_index
 from .tables import Constant

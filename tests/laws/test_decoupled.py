@@ -15,7 +15,7 @@ from laws.test_solver_laws import SIGMA_Y, Replay, final, make_problem, path_err
 
 from invdiff import operators, solvers
 from invdiff.errors import UsageError
-from invdiff.machine.random import Noise
+from invdiff.machine.random import Draws
 from invdiff.operator.contract import Operator
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
@@ -217,7 +217,7 @@ def stationary(matrix: np.ndarray, rho: float, calls: int, factor: float = 1.0) 
     solver = solvers.get("pnp_dm", calls=calls)
 
     def affine(
-        step: Callable[[Problem, torch.Tensor, Noise], torch.Tensor],
+        step: Callable[[Problem, torch.Tensor, Draws], torch.Tensor],
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """M, c, Q with step(v) = M v + c + N(0, Q)."""
 
@@ -229,7 +229,7 @@ def stationary(matrix: np.ndarray, rho: float, calls: int, factor: float = 1.0) 
         columns = [reference.response(lambda units, e=e: run(units, e), 2)[0] - c for e in np.eye(2)]
         return np.stack(columns, 1), c, Q
 
-    def likelihood_step(rows: Problem, v: torch.Tensor, noise: Noise) -> torch.Tensor:
+    def likelihood_step(rows: Problem, v: torch.Tensor, noise: Draws) -> torch.Tensor:
         return solver.likelihood_step(rows)(v, factor * rho, noise)
 
     Mp, cp, Qp = affine(lambda rows, v, noise: solver.prior_step(prior, v, rho, noise))

@@ -14,7 +14,7 @@ from laws import reference, reference_guidance
 from laws.test_solver_laws import Replay, bias, final, make_problem, moment_errors, path_error
 
 from invdiff import operators, solvers
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.operator.contract import Operator, Shape
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.prior import Prior
@@ -172,7 +172,7 @@ def test_mmps_samples_the_posterior_of_a_gaussian(factor: float) -> None:
     problem, prior, mean, covariance = exact_problem()
     n, spec = 3000, "mmps:iterations=50,transition=ancestral"
     solver = solvers.get(spec, steps=200, sigma_max=20, sigma_min=1e-3)
-    noise = Noise([generator(0, 0, k) for k in range(n)], (6,), problem.y)
+    noise = Draws([generator(0, 0, k) for k in range(n)], (6,), problem.y)
     x = final(problem.rows([0] * n), prior, solver, noise).numpy()
     x = x.mean(0) + factor * (x - x.mean(0))
     expected_mean, expected = law_of_samples(spec, 200)
@@ -277,10 +277,10 @@ def test_nonlinear_operators_are_restored(spec: str, operator: Operator) -> None
     problem, prior = nonlinear_problem(operator, rows=4)
     solver = solvers.get(spec, steps=40, sigma_max=2, sigma_min=1e-3)
     noise = [generator(0, k, 0) for k in range(4)]
-    together = final(problem, prior, solver, Noise(noise, (6,), problem.y))
+    together = final(problem, prior, solver, Draws(noise, (6,), problem.y))
     assert float(problem.residual(together).median()) < 2 * float(problem.residual(problem.truth).median())
     for k in range(4):
-        alone = final(problem.rows([k]), prior, solver, Noise([generator(0, k, 0)], (6,), problem.y))
+        alone = final(problem.rows([k]), prior, solver, Draws([generator(0, k, 0)], (6,), problem.y))
         torch.testing.assert_close(alone, together[k : k + 1], rtol=0, atol=1e-9)
 
 
@@ -333,7 +333,7 @@ def test_repaint_keeps_what_is_known() -> None:
     problem, prior, _ = make_problem("inpaint:keep=0.6,seed=1")
     clear = Problem(problem.operator, problem.y, 1e-6, problem.image_shape)
     sample = final(
-        clear, prior, solvers.get("repaint", sigma_min=1e-4), Noise([generator(0, 0, 0)], (1, 8, 8), clear.y)
+        clear, prior, solvers.get("repaint", sigma_min=1e-4), Draws([generator(0, 0, 0)], (1, 8, 8), clear.y)
     )
     known = problem.operator.observed(problem.image_shape).expand(1, 1, 8, 8) > 0
     assert (sample - problem.y).abs()[known].max() < 1e-3 < (sample - problem.y).abs()[~known].max()
@@ -401,7 +401,7 @@ def test_bias_of_mcg_is_the_documented_number() -> None:
     """Not affine, so from samples, within 5 standard errors: sqrt(2 / 3n) of a variance ratio over 3 directions (of its own
     size), 1 / sqrt(n) of a mean. Their noise is not that of the samples that the number came from."""
     n, documented = 3000, reference_guidance.SAMPLED["mcg"]
-    noise = Noise([generator(0, 0, k) for k in range(n)], (6,), torch.zeros((), dtype=torch.float64))
+    noise = Draws([generator(0, 0, k) for k in range(n)], (6,), torch.zeros((), dtype=torch.float64))
     errors = np.abs(np.array(bias("mcg", noise, n)) - documented)
     assert (errors < 5 * np.array([(2 / (3 * n)) ** 0.5, (2 / (3 * n)) ** 0.5, n**-0.5])).all(), errors
     row = f"| `mcg` | {' | '.join(f'{number:.2f}' for number in documented)} |"

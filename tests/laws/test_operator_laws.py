@@ -17,8 +17,9 @@ import torch
 
 from invdiff import operators
 from invdiff.errors import UsageError
-from invdiff.operator.contract import SVD, Operator, Shape
+from invdiff.operator.contract import Operator, Shape
 from invdiff.operator.linalg import solve
+from invdiff.operator.svd import SVD
 from invdiff.specs.registry import Registry
 
 from .builders import CASES, NONLINEAR, Case

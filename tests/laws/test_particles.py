@@ -14,7 +14,7 @@ from laws.test_solver_laws import make_problem, path_error
 import invdiff
 from invdiff import operators, solvers
 from invdiff.errors import NumericalError, UsageError
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
 from invdiff.problem.problem import Problem
@@ -167,7 +167,7 @@ def mode_weights(spec: str, count: int, runs: int = RUNS) -> np.ndarray:
     """The share of the second mode in `runs` populations of `count` particles."""
     prior, problem, _ = mixture()
     solver = solvers.get(spec, particles=count, sigma_max=8.0, initial="prior")
-    noise = Noise([generator(3, spec, k) for k in range(runs)], (3,), problem.y)
+    noise = Draws([generator(3, spec, k) for k in range(runs)], (3,), problem.y)
     *_, last = run(problem.rows([0] * runs), prior, solver, noise)
     assert last.population is not None
     distance = (last.population[..., None, :] - MEANS).norm(dim=-1)
@@ -243,7 +243,7 @@ def test_a_moment_matched_walk_of_a_gaussian_is_exact_with_few_levels() -> None:
     problem = Problem(operators.get("linear", matrix=matrix), y, 0.1, (4,))
     exact = prior.posterior(matrix, y[0], 0.1)
     solver = solvers.get("tds", particles=count, steps=5, spread=0.2, data_std=0.2, initial="prior", threshold=0)
-    *_, last = run(problem, prior, solver, Noise([generator(0, 0, 0)], (4,), y))
+    *_, last = run(problem, prior, solver, Draws([generator(0, 0, 0)], (4,), y))
     assert last.population is not None
     # The first level is weighted by its twist; without a resampling these weights stay to the end as they are.
     samples = last.population[0].numpy()

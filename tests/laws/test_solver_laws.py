@@ -16,7 +16,7 @@ from laws import reference, reference_decoupled, reference_guidance, reference_p
 import invdiff
 from invdiff import operators, solvers
 from invdiff.errors import NumericalError, UsageError
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.operator.contract import Operator
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.prior import Prior
@@ -123,7 +123,7 @@ def make_problem(spec: str) -> tuple[Problem, Prior, reference.GaussianProblem]:
     return Problem(operator, tensor, SIGMA_Y, shape), prior, reference.GaussianProblem(A, y, SIGMA_Y, mean, covariance)
 
 
-class Replay(Noise):
+class Replay(Draws):
     """Gives prepared draws instead of random ones: a `reference.Draws`, or arrays (draws, rows, n)."""
 
     def __init__(self, draws: reference.Draws | np.ndarray, shape: tuple[int, ...]) -> None:
@@ -139,7 +139,7 @@ class Replay(Noise):
         return torch.from_numpy(self.draws.uniform(*shape))
 
 
-def final(problem: Problem, prior: Prior, solver: solvers.Solver, noise: Noise) -> torch.Tensor:
+def final(problem: Problem, prior: Prior, solver: solvers.Solver, noise: Draws) -> torch.Tensor:
     *_, last = run(problem, prior, solver, noise)
     return last.x
 
@@ -234,7 +234,7 @@ def test_sample_moments_law_catches_a_wrong_variance() -> None:
 def drawn(solver_spec: str, operator_spec: str, count: int = 2000) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     problem, prior, oracle = make_problem(operator_spec)
     solver = solvers.get(solver_spec, steps=STEPS)
-    noise = Noise([generator(0, 0, k) for k in range(count)], problem.image_shape, problem.y)
+    noise = Draws([generator(0, 0, k) for k in range(count)], problem.image_shape, problem.y)
     samples = final(problem.rows([0] * count), prior, solver, noise).flatten(1).numpy()
     return samples, *reference.moments(oracle, solver.name, solver.settings(), solver.levels(problem, prior))
 
@@ -280,7 +280,7 @@ for family in FAMILIES:
 BIAS_NOISE = 0.15
 
 
-def bias(spec: str, draws: Noise | None = None, rows: int = 0) -> tuple[float, float, float]:
+def bias(spec: str, draws: Draws | None = None, rows: int = 0) -> tuple[float, float, float]:
     """From the response of our own solver to unit noises, or from `rows` samples with the noises given."""
     rng = np.random.default_rng(3)
     A = np.linalg.qr(rng.normal(size=(6, 6)))[0][:3]
@@ -310,7 +310,7 @@ def test_bias_is_the_documented_number(spec: str) -> None:
 def test_bias_of_dps_is_the_documented_number() -> None:
     """Within 5 standard errors of n samples: sqrt(2 / 3n) of a variance ratio over 3 directions, 1 / sqrt(n) of a mean."""
     n = 3000
-    noise = Noise([generator(0, 0, k) for k in range(n)], (6,), torch.zeros((), dtype=torch.float64))
+    noise = Draws([generator(0, 0, k) for k in range(n)], (6,), torch.zeros((), dtype=torch.float64))
     errors = np.abs(np.array(bias("dps", noise, n)) - PINNED["dps"])
     assert (errors < 5 * np.array([(2 / (3 * n)) ** 0.5, (2 / (3 * n)) ** 0.5, n**-0.5])).all(), errors
 

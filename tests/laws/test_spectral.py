@@ -12,8 +12,9 @@ import torch
 
 import invdiff
 from invdiff import operators, solvers
-from invdiff.operator.contract import SVD, Operator
+from invdiff.operator.contract import Operator
 from invdiff.operator.spectral import DENSE, Decomposed, Lanczos, bidiagonalise, dense_svd, matrix, spectral
+from invdiff.operator.svd import SVD
 from invdiff.priors.gaussian import GaussianPrior
 
 SHAPE = (1, 8, 8)

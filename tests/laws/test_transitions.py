@@ -11,7 +11,7 @@ import torch
 
 from invdiff import operators, samplers, solvers
 from invdiff.errors import UsageError
-from invdiff.machine.random import Noise, generator
+from invdiff.machine.random import Draws, generator
 from invdiff.priors.counted import CountedPrior
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
@@ -50,7 +50,7 @@ def gaussian_problem(factor: float = 1.0) -> tuple[Problem, GaussianPrior, Gauss
 
 
 def final(problem: Problem, prior: Any, solver: Solver, count: int) -> torch.Tensor:
-    noise = Noise([generator(0, 0, k) for k in range(count)], problem.image_shape, problem.y)
+    noise = Draws([generator(0, 0, k) for k in range(count)], problem.image_shape, problem.y)
     *_, last = run(problem.rows([0] * count), prior, solver, noise)
     return last.x
 
@@ -83,7 +83,7 @@ def test_without_guidance_it_is_the_sampler(transition: str) -> None:
     problem, prior, _ = gaussian_problem()
     solver = solvers.get("pigdm", weight=0, transition=transition, steps=9, sigma_max=5)
     found = final(problem, prior, solver, 3)
-    noise = Noise([generator(0, 0, k) for k in range(3)], (N,), problem.y)
+    noise = Draws([generator(0, 0, k) for k in range(3)], (N,), problem.y)
     levels = solver.levels(problem, prior)
     x = solver.start(problem.rows([0] * 3), prior, levels[0], noise)
     with torch.no_grad():
@@ -120,7 +120,7 @@ def test_calls_with_a_transition(transition: str, steps: int) -> None:
     problem, prior, _ = gaussian_problem()
     solver = solvers.get("diffpir", transition=transition, steps=steps)
     counted = CountedPrior(prior)
-    states = list(run(problem, counted, solver, Noise([generator(0, 0, 0)], (N,), problem.y)))
+    states = list(run(problem, counted, solver, Draws([generator(0, 0, 0)], (N,), problem.y)))
     assert states[-1].nfe == counted.calls == solver.nfe <= steps
     assert [state.steps for state in states] == [len(states)] * len(states) and states[-1].next_sigma == 0
 
@@ -130,7 +130,7 @@ def test_where_a_path_starts(initial: str) -> None:
     """Mean and variance of the first level: N(1/2, sigma^2 + 1/4), and those of the noised prior."""
     problem, _, _ = gaussian_problem()
     prior = GaussianMixturePrior(torch.tensor([[0.0] * N, [3.0] * N], dtype=torch.float64), 0.01, [0.25, 0.75])
-    noise = Noise([generator(0, 0, k) for k in range(4000)], (N,), problem.y)
+    noise = Draws([generator(0, 0, k) for k in range(4000)], (N,), problem.y)
     x = solvers.get("pigdm", initial=initial).start(problem.rows([0] * 4000), prior, 2.0, noise)
     mean, variance = (0.5, 4.25) if initial == "noise" else (2.25, 4 + 0.01 + 9 * 0.25 * 0.75)
     assert ((x.mean(0) - mean).abs() < 5 * (variance / 4000) ** 0.5).all()
@@ -147,7 +147,7 @@ class Network(Prior):
 def test_a_prior_that_cannot_be_sampled_cannot_start() -> None:
     problem, prior, _ = gaussian_problem()
     solver = solvers.get("pigdm", initial="prior", steps=2)
-    noise = Noise([generator(0, 0, 0)], (N,), problem.y)
+    noise = Draws([generator(0, 0, 0)], (N,), problem.y)
     assert torch.isfinite(list(run(problem, prior, solver, noise))[-1].x).all()
     with pytest.raises(UsageError, match="initial=prior needs a prior that can be sampled directly"):
         list(run(problem, Network(), solver, noise))
