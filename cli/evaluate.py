@@ -293,7 +293,7 @@ def _run(
             outcome = run(
                 plan, store, held, batch_size=batch_size, limit=limit, share=share,
                 pictures=None if sets.wanted(plan) else pictures,
-                progress=progress, notify=lambda text: click.echo(f"note: {text}", err=True),
+                progress=progress,
             )  # fmt: skip
         except KeyboardInterrupt:
             click.echo(f"\nstopped: the results so far are in {out}, and the same command goes on with them", err=True)

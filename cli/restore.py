@@ -10,7 +10,9 @@ import click
 
 from . import files, options
 from .files import Job
-from .restoring import Settings, companions, run
+from .restore_settings import Settings
+from .restoring import run
+from .writing import companions
 
 if TYPE_CHECKING:
     from invdiff.operator.contract import Operator

@@ -15,6 +15,8 @@ from tiny import picture, tiny_prior
 
 from invdiff.cli.main import COMMANDS, main
 from invdiff.files.images import read_image, write_image
+from invdiff.priors import NetworkPrior
+from invdiff.problem import Problem
 
 BLUR = ["--operator", "gaussian_blur:sigma=1", "--noise", "0.05"]
 FAST = ["--steps", "2", "--precision", "fp32", "--device", "cpu"]
@@ -306,49 +308,6 @@ def test_grey_is_refused_where_the_operator_tells_channels_apart(folder: Path, p
     assert "does not treat the channels" in result.stderr and "grey prior" in result.stderr
 
 
-@pytest.mark.parametrize("spec", ["gaussian_blur:sigma=1", "downsample:factor=4", "inpaint:keep=0.4", "identity"])
-def test_grey_is_repeated_where_the_operator_commutes_with_it(spec: str) -> None:
-    from invdiff import operators
-    from invdiff.cli.restoring import repeat_grey
-    from invdiff.noise import Gaussian
-
-    operator = operators.get(spec)
-    grey = torch.rand(operator.measurement_shape((1, 24, 32)))
-    y, noise = repeat_grey(grey, operator, Gaussian(0.1))
-    assert torch.equal(y, grey.expand(3, -1, -1)) and noise.sigma == pytest.approx(3**0.5 * 0.1)
-
-
-@pytest.mark.parametrize(("factor", "exact"), [(1.0, True), (3**-0.5, False)])
-def test_repeated_grey_is_trusted_as_the_grey_measurement(factor: float, exact: bool) -> None:
-    """Posterior means in closed form: pixels N(m, s^2), a colour prior whose three channels are one grey. The solver's
-    three measurements of level sqrt(3) sigma_y must tell what the grey one tells; sigma_y (the twin) tells too much."""
-    from invdiff import operators
-    from invdiff.cli.restoring import repeat_grey
-    from invdiff.noise import Gaussian
-
-    mean, variance, sigma_y = 0.4, 0.04, 0.1
-    grey = torch.full((1, 4, 4), 0.8, dtype=torch.float64)
-    y, noise = repeat_grey(grey, operators.get("identity"), Gaussian(sigma_y))
-    solver_sigma = factor * noise.sigma
-
-    def posterior_mean(total: float, count: int, sigma: float) -> float:
-        return (mean / variance + total / sigma**2) / (1 / variance + count / sigma**2)
-
-    expected = posterior_mean(0.8, 1, sigma_y)
-    assert (posterior_mean(float(y[:, 0, 0].sum()), 3, solver_sigma) == pytest.approx(expected, rel=1e-12)) is exact
-
-
-def test_grey_spectra_are_repeated_as_pairs() -> None:
-    from invdiff import operators
-    from invdiff.cli.restoring import repeat_grey
-    from invdiff.noise import Gaussian
-
-    operator = operators.get("fourier_subsample:acceleration=2")
-    x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    y, _ = repeat_grey(operator.A(x)[0], operator, Gaussian(0.1))
-    assert y.shape == (6, 8, 8) and torch.allclose(y, operator.A(x.expand(1, 3, 8, 8))[0], atol=1e-6)
-
-
 def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
     folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,12 +316,12 @@ def test_the_solver_gets_sqrt_3_sigma_and_the_record_the_true_residual(
 
     levels = {}
 
-    def noting(y: torch.Tensor, operator: Any, noise: Any, *rest: Any, **options: Any) -> Any:
-        levels.update(dict.fromkeys(options["ids"], noise.sigma))
-        return original(y, operator, noise, *rest, **options)
+    def noting(problem: Problem, prior: Any, solver: Any, seed: int, keys: list[str], size: int) -> Any:
+        levels.update(dict.fromkeys(keys, problem.sigma_y))
+        return original(problem, prior, solver, seed, keys, size)
 
-    original = invdiff.restoration.api.restore
-    monkeypatch.setattr(invdiff.restoration.api, "restore", noting)
+    original = invdiff.restoration.api.Runs
+    monkeypatch.setattr(invdiff.restoration.api, "Runs", noting)
     picture(folder / "in" / "grey.png", shape=(1, 24, 32))
     picture(folder / "in" / "colour.png")
     out = ["-o", "out", "--format", "npy", "--batch-size", 2]
@@ -518,24 +477,23 @@ def test_a_smaller_measurement_is_compared_with_the_centre_of_the_truth(folder: 
 def test_a_batch_too_large_falls_back_to_single_samples(
     folder: Path, prior: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import invdiff.restoration.api
-
+    options = [*BLUR, *FAST, "--prior", prior, "--samples", 2, "--format", "npy"]
+    succeed("restore", "clean/a.png", "clean/b.png", "-o", "one", *options, "--batch-size", 1)
     sizes = []
+    original = NetworkPrior.denoise
 
-    def small_memory(y: torch.Tensor, *rest: Any, **options: Any) -> Any:
-        sizes.append((len(y), options["batch_size"]))
-        if options["batch_size"] > 1:
+    def small_memory(self: NetworkPrior, x: torch.Tensor, sigma: Any) -> torch.Tensor:
+        sizes.append(len(x))
+        if len(x) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(y, *rest, **options)
+        return original(self, x, sigma)
 
-    original = invdiff.restoration.api.restore
-    monkeypatch.setattr(invdiff.restoration.api, "restore", small_memory)
-    options = [*BLUR, *FAST, "--prior", prior, "--samples", 2, "--batch-size", 8]
-    succeed("restore", "clean/a.png", "-o", "x.png", *options)
-    assert sizes == [(1, 8), (1, 1)]
-    sizes.clear()
-    succeed("restore", "clean/a.png", "clean/b.png", "-o", "out", *options)
-    assert sizes == [(2, 8), (1, 1), (1, 1)]
+    monkeypatch.setattr(NetworkPrior, "denoise", small_memory)
+    result = succeed("restore", "clean/a.png", "clean/b.png", "-o", "out", *options, "--batch-size", 8)
+    assert sizes[:3] == [4, 2, 1] and set(sizes[2:]) == {1}, sizes  # told once, and not tried again
+    assert result.stderr.count("not enough memory: going on with") == 1
+    for name in ("a", "b"):
+        assert torch.equal(load(f"one/{name}.npy"), load(f"out/{name}.npy"))
 
 
 def test_a_measurement_may_be_a_vector(folder: Path) -> None:

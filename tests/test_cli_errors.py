@@ -187,7 +187,7 @@ def test_failures_in_the_middle_leave_nothing(folder: Path, prior: str, monkeypa
         def raising(*arguments: object, **options: object) -> None:
             raise error
 
-        monkeypatch.setattr(invdiff.restoration.api, "restore", raising)
+        monkeypatch.setattr(invdiff.restoration.api, "solve", raising)
 
     fail_with(NumericalError("diffpir: NaN at step 1, sigma 3"))
     fails(1, "NaN at step 1", arguments=command)

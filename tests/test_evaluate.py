@@ -27,7 +27,7 @@ from invdiff.evaluation.datasets import DataSet, batches
 from invdiff.evaluation.store import Store, load
 from invdiff.evaluation.suite import Cell, check_suite, read_suite, shipped_suites
 from invdiff.files.images import read_image
-from invdiff.priors import load_prior
+from invdiff.priors import NetworkPrior, load_prior
 from invdiff.scores import perceptual
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -508,18 +508,18 @@ def test_cells_name_everything() -> None:
 
 
 def test_out_of_memory_takes_smaller_batches(data: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = runner._solve
+    original = NetworkPrior.denoise
 
-    def small(task: Any, keys: list[str], *rest: Any) -> Any:
-        if len(keys) > 1:
+    def small(self: NetworkPrior, x: torch.Tensor, sigma: Any) -> torch.Tensor:
+        if len(x) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return original(task, keys, *rest)
+        return original(self, x, sigma)
 
     arguments = ["--data", data, *BLUR, *FAST, "--prior", prior]
     succeed(*arguments, "--batch-size", 1, "--out", "one")
-    monkeypatch.setattr(runner, "_solve", small)
+    monkeypatch.setattr(NetworkPrior, "denoise", small)
     result = succeed(*arguments, "--batch-size", 4, "--out", "many")
-    assert "note: not enough memory for a whole batch" in result.output
+    assert "not enough memory: going on with 1 image at once" in result.output
     assert lines(Path("many")) == lines(Path("one"))
 
 

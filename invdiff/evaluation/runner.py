@@ -89,7 +89,6 @@ def evaluate(
     share: Share = EVERYTHING,
     pictures: int | None = 4,
     progress: Progress = lambda task, line, timing: None,
-    notify: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Restore and score what is not done, and append it to the store; an image that fails is a line that says why.
 
@@ -114,7 +113,7 @@ def evaluate(
 
     with Behind(AHEAD) as behind:
         for batch, images in ahead(read, schedule(plan, run.done, batch_size, limit, share), AHEAD):
-            behind.submit(finish, Restored(batch, list(_restored(batch, images.result(), batch_size, notify))))
+            behind.submit(finish, Restored(batch, list(_restored(batch, images.result(), batch_size))))
     return outcome
 
 
@@ -145,7 +144,7 @@ class Group:
     memory: float = 0.0
 
 
-def _restored(batch: Batch, images: Images, batch_size: int | None, notify: Callable[[str], None]) -> Iterator[Group]:
+def _restored(batch: Batch, images: Images, batch_size: int | None) -> Iterator[Group]:
     """The images of a batch, those of one shape together; one by one where they cannot be."""
     shapes: dict[tuple[int, ...], list[str]] = {}
     for key, image in images.items():
@@ -156,12 +155,10 @@ def _restored(batch: Batch, images: Images, batch_size: int | None, notify: Call
     for keys in shapes.values():
         # The neighbours of what is missing run too, so that a resumed batch is the batch it was; they are not written again.
         if not batch.wanted.isdisjoint(keys):
-            yield from _attempt(batch.task, keys, images, batch_size, notify)
+            yield from _attempt(batch.task, keys, images, batch_size)
 
 
-def _attempt(
-    task: Task, keys: list[str], images: Images, batch_size: int | None, notify: Callable[[str], None]
-) -> Iterator[Group]:
+def _attempt(task: Task, keys: list[str], images: Images, batch_size: int | None) -> Iterator[Group]:
     truth = torch.stack([images[key] for key in keys])  # type: ignore[misc]
     try:
         yield _solve(task, keys, truth, batch_size or default_batch_size(task.prior.device))
@@ -172,15 +169,11 @@ def _attempt(
         if not is_out_of_memory(error):
             raise
         failure = OUT_OF_MEMORY
-    # Outside the except blocks, whose traceback would keep the failed attempt's tensors in memory.
-    if failure == OUT_OF_MEMORY and (len(keys) > 1 or batch_size != 1):
-        notify("not enough memory for a whole batch; going on with smaller ones")
+    # One bad image must not take the others with it. Outside the except blocks, whose traceback would keep the failed
+    # attempt's tensors in memory.
     if len(keys) > 1:
-        half = len(keys) // 2 if failure == OUT_OF_MEMORY else 1
-        for first in range(0, len(keys), half):
-            yield from _attempt(task, keys[first : first + half], images, half, notify)
-    elif failure == OUT_OF_MEMORY and batch_size != 1:
-        yield from _attempt(task, keys, images, 1, notify)
+        for key in keys:
+            yield from _attempt(task, [key], images, batch_size)
     else:
         yield Group(keys, truth, error=failure)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
@@ -102,3 +103,20 @@ def for_want_of_memory(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def until_it_fits(
+    attempt: Callable[[], T], take_less: Callable[[], object], possible: Callable[[], bool] | None = None
+) -> T:
+    """attempt(), and again after take_less() each time that it runs out of memory.
+
+    possible: whether there is anything to give up; where not, the attempt's error is raised. take_less may raise its own.
+    """
+    while True:
+        try:
+            return attempt()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or not (possible is None or possible()):
+                raise
+        # Outside the except block, whose traceback would keep the failed attempt's tensors in memory.
+        take_less()

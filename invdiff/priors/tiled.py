@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import InputWarning, InvdiffError, UsageError
-from invdiff.machine.memory import free_memory, is_out_of_memory
+from invdiff.machine.memory import free_memory, is_out_of_memory, until_it_fits
 from invdiff.priors.network import NetworkPrior, pad_to_multiple
 from invdiff.priors.prior import Prior, Sigma, WrappedPrior, per_sample
 from invdiff.priors.tiles import Place, Tiles, windows
@@ -126,14 +126,11 @@ class TiledPrior(WrappedPrior):
         if x.ndim != 4 or self.prior.in_closed_form(sigma):
             return self.prior.denoise(x, sigma)
         kept = torch.is_grad_enabled() and x.requires_grad and len(x) > 1
-        while True:
-            try:
-                return self._denoise(x, sigma)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or (kept and self.used is None):
-                    raise
-            # Outside the except block, whose traceback would keep the failed attempt's tensors.
-            self.take_less(x.shape, self.used)
+        return until_it_fits(
+            lambda: self._denoise(x, sigma),
+            lambda: self.take_less(x.shape, self.used),
+            lambda: not kept or self.used is not None,
+        )
 
     def _denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         self.used = side = self._side(x)
@@ -177,14 +174,13 @@ class TiledPrior(WrappedPrior):
     def pull_back(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles, v: torch.Tensor) -> torch.Tensor:
         """J(x)^T v of `blend`, (1, C, H, W): through the tiles, and through the statistics that they share. Where the memory
         runs out, by fewer of them at once, then smaller ones."""
-        while True:
-            try:
-                return self._pull_back(x, sigma, tiles, v)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
+
+        def smaller() -> None:
+            nonlocal tiles
             side = self.take_less(x.shape, max(tiles.size))
             tiles = tiles if side is None else self.tiles(x, side)
+
+        return until_it_fits(lambda: self._pull_back(x, sigma, tiles, v), smaller)
 
     def _pull_back(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles, v: torch.Tensor) -> torch.Tensor:
         # Cloned, because what a network answers without gradients belongs to inference mode.

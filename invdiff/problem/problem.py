@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -133,10 +135,14 @@ class Problem:
     def whitened(self) -> Problem:
         """The same measurement with Gaussian noise of one size: itself, if its noise is that; else the locally Gaussian
         problem, W y = W A x + sigma_y n with W = diag(sigma_y / sigma_i) and sigma_i the deviation that y itself tells;
-        where the noise is correlated W is a filter.
+        where the noise is correlated W is a filter. Computed once.
 
         W has no unit, so sigma_y stays in [0, 1] units. The operator W A has no decomposition (see whitening.py); noise
         that has one size already (laplace, uniform) leaves A as it is."""
+        return self._whitened
+
+    @cached_property
+    def _whitened(self) -> Problem:
         if self.noise is None:
             return self
         operator = whiten(self.operator, self.noise, self.y, self.sigma_y, self._mask)
@@ -151,8 +157,25 @@ class Problem:
 
     def to(self, device: torch.device) -> Problem:
         """The same problem on a device."""
-        truth = None if self.truth is None else self.truth.to(device)
-        return Problem(self.operator, self.y.to(device), self.sigma_y, self.image_shape, truth, self.noise)
+        operator, truth = self.operator, None if self.truth is None else self.truth.to(device)
+        if isinstance(operator, Whitened):
+            operator = replace(operator, weights=operator.weights.to(device))
+        return Problem(operator, self.y.to(device), self.sigma_y, self.image_shape, truth, self.noise)
+
+    @classmethod
+    def batch(cls, problems: Sequence[Problem]) -> Problem:
+        """Problems of one operator, noise model and shape as one; truths are kept where all have one."""
+        first = problems[0]
+        if len(problems) == 1:
+            return first
+        truths = [problem.truth for problem in problems if problem.truth is not None]
+        return cls.of(
+            first.operator,
+            torch.cat([problem.y for problem in problems]),
+            first.noise_model,
+            first.image_shape,
+            torch.cat(truths) if len(truths) == len(problems) else None,
+        )
 
     def rows(self, index: torch.Tensor | list[int]) -> Problem:
         """The same problem for these rows of the batch (repeats allowed)."""

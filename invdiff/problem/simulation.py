@@ -27,14 +27,16 @@ def degrade(
     operator = resolve_operator(operator)
     model = noise_model(noise, zero=True)
     operator.measurement_shape(tuple(x.shape[1:]))
-    generators = [generator(seed, f"{key}/measurement", 0) for key in _ids(ids, x.shape[0])]
+    generators = [generator(seed, f"{key}/measurement", 0) for key in check_ids(ids, x.shape[0])]
     z = check_answer(operator, operator.A(x))
     y = model.sample(z, generators)
     mask = operator.observed(tuple(x.shape[1:]))
     return y if mask is None else torch.where(mask.to(y) > 0, y, z)
 
 
-def _ids(ids: Sequence[str | int] | None, count: int) -> list[str | int]:
+def check_ids(ids: Sequence[str | int] | None, count: int) -> list[str | int]:
+    """The names of `count` images, by which random numbers are keyed: `ids`, or their positions. Raises UsageError for two
+    images of one name."""
     keys: list[str | int] = list(range(count)) if ids is None else list(ids)
     if len(keys) != count or len(set(keys)) != count:
         raise UsageError(f"ids must be {count} different names, one for each image, got {len(keys)}")

@@ -1,24 +1,27 @@
-"""`degrade` and `restore`: the two functions that most users call."""
+"""`restore`, the function that most users call, and `solve`, which does it for a Problem."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from invdiff import solvers
 from invdiff.errors import UsageError
+from invdiff.files.images import fit_channels
 from invdiff.machine.random import Draws, generator
 from invdiff.noise import Gaussian, estimate
 from invdiff.priors.prior import Prior
 from invdiff.priors.tiled import TiledPrior, tiled
 from invdiff.problem.problem import Problem
-from invdiff.problem.simulation import _ids
+from invdiff.problem.simulation import check_ids
 from invdiff.restoration.auto import choose
-from invdiff.restoration.loop import State, run
-from invdiff.restoration.runs import _Runs, joined
+from invdiff.restoration.grey import is_grey_for, repeated
+from invdiff.restoration.loop import State, run, seen_by
+from invdiff.restoration.runs import Runs, residuals
 from invdiff.restoration.solution import Solution, standard_error
 from invdiff.solvers.solver import Solver
 from invdiff.specs.parameters import whole
@@ -70,15 +73,51 @@ def restore(
     started = time.perf_counter()
     estimated = estimate(y, operator) if isinstance(noise, str) and noise == "auto" else None
     problem = Problem.from_measurement(y, operator, Gaussian(estimated.sigma) if estimated else noise)
-    prior = tiled(resolve_prior(prior, device, precision, compile), tile)
+    solution = solve(
+        problem,
+        tiled(resolve_prior(prior, device, precision, compile), tile),
+        solver,
+        steps,
+        samples,
+        seed,
+        tolerance=tolerance,
+        batch_size=batch_size,
+        ids=ids,
+        progress=progress,
+        **hyperparameters,
+    )
+    return replace(solution, seconds=time.perf_counter() - started, noise_from=estimated.method if estimated else "")
+
+
+def solve(
+    problem: Problem,
+    prior: Prior,
+    solver: str | Solver = "auto",
+    steps: int | None = None,
+    samples: int | str = 1,
+    seed: int = 0,
+    *,
+    tolerance: float = TOLERANCE,
+    batch_size: int | None = None,
+    ids: Sequence[str | int] | None = None,
+    progress: bool = False,
+    **hyperparameters: Any,
+) -> Solution:
+    """Samples of p(x | y) for a problem, whose images a prior may see by tiles (`tiled`). Arguments and errors: as `restore`.
+
+    A grey image is restored with a colour prior as three equal channels, and the samples become grey again (`repeated`).
+    """
+    started = time.perf_counter()
+    asked, grey = problem, is_grey_for(problem, prior)
+    if grey:
+        problem = repeated(problem)
     if solver == "auto":
-        calls = hyperparameters.pop("steps", None) if steps is None else steps
         replaced = problem.noise is not None and problem.noise.trusted(problem.y) is not None
         solver = choose(
             problem.operator,
             problem.image_shape,
             problem.sigma_y,
-            calls and whole(calls),
+            steps and whole(steps),
             several=samples != 1,
             replaced=replaced,
         )
@@ -101,26 +140,28 @@ def restore(
         size = min(size, prior.batch)
 
     # A population gives as many samples as it has particles; other methods run once for each sample.
-    runs = _Runs(problem, prior, chosen, seed, _ids(ids, y.shape[0]), size)
+    runs = Runs(problem, prior, chosen, seed, check_ids(ids, len(problem.y)), size)
     if count is not None:
         drawn = runs.draw(-(-count // chosen.population), progress)[:count]
     else:
         drawn = runs.draw(FIRST_SAMPLES, progress)
         while len(drawn) < MOST_SAMPLES and float(standard_error(drawn).max()) > tolerance:
             drawn = runs.draw(FIRST_SAMPLES, progress)
+    if grey:
+        drawn = fit_channels(drawn, 1)
     return Solution(
         samples=drawn,
-        residual=residuals(problem.whitened(), drawn, prior.device, size),
+        residual=residuals(asked, drawn, prior.device, size) if grey else runs.residual(drawn),
         nfe=runs.nfe,
         seconds=time.perf_counter() - started,
         seed=seed,
-        sigma_y=problem.sigma_y,
+        sigma_y=asked.sigma_y,
         operator=problem.operator.settings(),
         solver=chosen.settings(),
         prior=prior.describe(),
         diagnostics=runs.diagnostics(),
-        noise=problem.noise_model.spec,
-        noise_from=estimated.method if estimated else "",
+        noise=asked.noise_model.spec,
+        solved_with=problem.sigma_y if grey else None,
     )
 
 
@@ -133,24 +174,11 @@ def check_samples(samples: int | str) -> int | None:
     return int(samples)
 
 
-def residuals(problem: Problem, samples: torch.Tensor, device: torch.device, size: int) -> torch.Tensor:
-    """`problem.residual` of each of samples (n, B, *image shape): (n, B). Where they lie elsewhere than on the device, it
-    computes them there, `size` images at a time: a processor would take longer for A than a GPU for everything else."""
-    if samples.device == device:
-        return torch.stack([problem.residual(sample) for sample in samples])
-    parts = []
-    for first in range(0, samples.shape[1], size):
-        chunk = samples[:, first : first + size]
-        part = problem.rows(list(range(first, first + chunk.shape[1]))).to(device)
-        parts.append(torch.stack([part.residual(sample.to(device)) for sample in chunk]).to(samples.device))
-    return joined(parts, 1)
-
-
 def states(problem: Problem, prior: Prior, solver: Solver, seed: int = 0) -> Iterator[State]:
     """The states of one restoration of every image of a problem, as they are computed: for trajectories, early stops
     and plots. Row b uses the same random numbers as `restore(..., seed=seed)` for image b, sample 0."""
     generators = [generator(seed, image, 0) for image in range(problem.y.shape[0])]
-    problem = problem.to(prior.device)
+    problem = seen_by(solver, problem.to(prior.device))
     return run(problem, prior, solver, Draws(generators, problem.image_shape, problem.y))
 
 

@@ -67,22 +67,30 @@ class Finite:
         return bool(self._answer)
 
 
+def seen_by(solver: Solver, problem: Problem) -> Problem:
+    """The problem that a solver is given: whitened, unless it takes the noise as it is.
+
+    Raises UsageError for a solver that needs all values of y, where the noise has replaced some.
+    """
+    if solver.sees_whitened:
+        return problem.whitened()
+    if problem.noise is not None and problem.noise.trusted(problem.y) is not None:
+        raise UsageError(
+            f"{solver.name} needs all values of y, and {problem.noise.name} noise has replaced some; any solver without "
+            'the need "svd" leaves them out, solver=auto among them'
+        )
+    return problem
+
+
 def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterator[State]:
     """Reverse diffusion from the first noise level to zero. Yields the State after each move; the last one's x is the
-    sample.
+    sample. problem: as the solver sees it (`seen_by`).
 
     Raises UsageError if the solver cannot use the operator, NumericalError on NaN or infinity (on a GPU, where that is
     noticed one move later, after the state of the move).
     """
     solvers.check(solver, problem.operator)
     prior.check_shape(problem.image_shape)
-    if solver.sees_whitened:
-        problem = problem.whitened()
-    elif problem.noise is not None and problem.noise.trusted(problem.y) is not None:
-        raise UsageError(
-            f"{solver.name} needs all values of y, and {problem.noise.name} noise has replaced some; any solver without "
-            'the need "svd" leaves them out, solver=auto among them'
-        )
     problem = problem.lasting()
     counted = CountedPrior(prior, len(problem.y))
     levels = solver.levels(problem, counted)

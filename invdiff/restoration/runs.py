@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from invdiff.errors import InputWarning
-from invdiff.machine.memory import is_out_of_memory
+from invdiff.machine.memory import until_it_fits
 from invdiff.machine.random import Draws, generator
 from invdiff.priors.prior import Prior
 from invdiff.priors.tiled import TiledPrior, at_once
 from invdiff.problem import Problem
-from invdiff.restoration.loop import State, run
+from invdiff.restoration.loop import State, run, seen_by
 from invdiff.solvers.solver import Solver
 
 
@@ -23,8 +23,22 @@ def joined(parts: Sequence[torch.Tensor], dimension: int = 0) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts), dimension)
 
 
-class _Runs:
-    """Runs of a solver on every image of a problem, in batches of `size`."""
+def residuals(problem: Problem, samples: torch.Tensor, device: torch.device, size: int) -> torch.Tensor:
+    """`problem.residual` of each of samples (n, B, *image shape): (n, B). Where they lie elsewhere than on the device, it
+    computes them there, `size` images at a time: a processor would take longer for A than a GPU for everything else."""
+    problem = problem.whitened()
+    if samples.device == device:
+        return torch.stack([problem.residual(sample) for sample in samples])
+    parts = []
+    for first in range(0, samples.shape[1], size):
+        chunk = samples[:, first : first + size]
+        part = problem.rows(list(range(first, first + chunk.shape[1]))).to(device)
+        parts.append(torch.stack([part.residual(sample.to(device)) for sample in chunk]).to(samples.device))
+    return joined(parts, 1)
+
+
+class Runs:
+    """Runs of a solver on every image of a problem, in batches of `size`, or less where the memory does not suffice."""
 
     def __init__(
         self, problem: Problem, prior: Prior, solver: Solver, seed: int, keys: Sequence[str | int], size: int
@@ -32,6 +46,12 @@ class _Runs:
         self.problem, self.prior, self.solver, self.seed, self.keys, self.size = (
             problem, prior, solver, seed, keys, size,
         )  # fmt: skip
+        images = list(range(len(keys)))
+        # The average sigma_y of a batch depends on its images, where the noise depends on the brightness: those run alone.
+        alone = problem.noise is not None and problem.noise.signal_dependent
+        self._groups = [
+            (group, problem.rows(group)) for group in ([[image] for image in images] if alone else [images])
+        ]
         self._spent = self._finished = 0  # network calls of all runs, and their number
         self._runs = 0
         self._drawn: list[torch.Tensor] = []
@@ -44,57 +64,69 @@ class _Runs:
 
     def draw(self, runs: int, progress: bool = False) -> torch.Tensor:
         """`runs` more runs; all samples so far, (n, B, *image shape)."""
-        images = list(range(len(self.keys)))
-        # The average sigma_y of a batch depends on its images, where the noise depends on the brightness: those run alone.
-        alone = self.problem.noise is not None and self.problem.noise.signal_dependent
-        groups = [[image] for image in images] if alone else [images]
-        parts = [self._draw(runs, group, progress) for group in groups]
+        parts = [self._draw(runs, images, group, progress) for images, group in self._groups]
         self._runs += runs
         self._drawn.append(joined([samples for samples, _ in parts], 1))
         self._diagnostics.append({name: torch.cat([found[name] for _, found in parts], 1) for name in parts[0][1]})
         return joined(self._drawn)
 
-    def _draw(self, runs: int, images: list[int], progress: bool) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Samples (n, images, *image shape) and diagnostics (runs, images, moves) of `runs` more runs of these images."""
-        shape = self.problem.image_shape
-        rows = [(image, k) for k in range(self._runs, self._runs + runs) for image in images]
-        finished = []
+    def residual(self, samples: torch.Tensor) -> torch.Tensor:
+        """`Problem.residual` of each of samples (n, B, *image shape): (n, B)."""
+        parts = [residuals(group, samples[:, images], self.prior.device, self.size) for images, group in self._groups]
+        return joined(parts, 1)
+
+    def _draw(
+        self, runs: int, images: list[int], group: Problem, progress: bool
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Samples (n, images, *image shape) and diagnostics (runs, images, moves) of `runs` more runs of these images, whose
+        problem is `group`."""
+        seen, shape = seen_by(self.solver, group), self.problem.image_shape
+        rows = [(row, k) for k in range(self._runs, self._runs + runs) for row in range(len(images))]
+        finished: list[torch.Tensor] = []
         diagnostics = Diagnostics()
+        done = 0
         with _progress(progress, -(-len(rows) // self.size), self.solver) as advance:
-            done = 0
-            while done < len(rows):
-                chunk = rows[done : done + self.size]
-                try:
-                    finished.append(self._run(chunk, advance, diagnostics))
-                except (RuntimeError, MemoryError) as error:
-                    if not is_out_of_memory(error) or not (len(chunk) > 1 or isinstance(self.prior, TiledPrior)):
-                        raise
-                else:
-                    diagnostics.next_batch()
-                    done += len(chunk)
-                    continue
-                # Outside the except block, whose traceback would keep the failed attempt's tensors.
+
+            def together() -> list[tuple[int, int]]:
+                return rows[done : done + self.size]
+
+            def attempt() -> torch.Tensor:
                 diagnostics.forget_batch()
-                self._take_less(len(chunk))
+                chunk = together()
+                generators = [generator(self.seed, self.keys[images[row]], k) for row, k in chunk]
+                return self._run(seen.rows([row for row, _ in chunk]), generators, advance, diagnostics)
+
+            while done < len(rows):
+                fits = until_it_fits(
+                    attempt,
+                    lambda: self._take_less(len(together())),
+                    lambda: len(together()) > 1 or isinstance(self.prior, TiledPrior),
+                )
+                diagnostics.next_batch()
+                finished.append(fits)
+                done += len(fits)
         every = joined(finished)  # (runs * images, particles, *image shape)
         every = every.reshape(runs, len(images), -1, *shape).transpose(1, 2).flatten(0, 1)
         return every, diagnostics.collected(runs, len(images))
 
     def _run(
-        self, chunk: Sequence[tuple[int, int]], advance: Callable[[State], None], diagnostics: Diagnostics
+        self,
+        part: Problem,
+        generators: Sequence[torch.Generator],
+        advance: Callable[[State], None],
+        diagnostics: Diagnostics,
     ) -> torch.Tensor:
-        """One run for each (image, run) together: (len(chunk), particles, *image shape)."""
-        part = self.problem.rows([image for image, _ in chunk]).to(self.prior.device)
-        generators = [generator(self.seed, self.keys[image], k) for image, k in chunk]
+        """One run for each row of a problem, together: (rows, particles, *image shape)."""
+        part = part.to(self.prior.device)
         particles, calls = None, 0
-        for state in run(part, self.prior, self.solver, Draws(generators, self.problem.image_shape, part.y)):
+        for state in run(part, self.prior, self.solver, Draws(generators, part.image_shape, part.y)):
             advance(state)
             diagnostics.add(state)
             calls = state.nfe
             particles = state.x[:, None] if state.population is None else state.population
             del state  # its images would lie in memory beside the next one's
         assert particles is not None  # run yields at least once
-        self._spent, self._finished = self._spent + calls * len(chunk), self._finished + len(chunk)
+        self._spent, self._finished = self._spent + calls * len(generators), self._finished + len(generators)
         return particles.to(self.problem.y.device)
 
     def _take_less(self, together: int) -> None:

@@ -38,6 +38,8 @@ class Solution:
     """The noise model's spec; sigma_y is its average over all values and images, if it is not Gaussian."""
     noise_from: str = ""
     """How sigma_y was estimated from y, if it was."""
+    solved_with: float | None = None
+    """The sigma_y that the solver was given, where it is another: a grey image restored by a colour prior."""
 
     @cached_property
     def mean(self) -> torch.Tensor:
@@ -67,6 +69,7 @@ class Solution:
                 "sigma_y": self.sigma_y,
                 "unit": "standard deviation, images in [0, 1]",
                 **({"estimated_by": self.noise_from} if self.noise_from else {}),
+                **({} if self.solved_with is None else {"solved_with": self.solved_with}),
             },
             "solver": self.solver,
             "prior": self.prior,
