@@ -1,4 +1,4 @@
-"""The one loop that runs every solver, the noise levels it visits, and the random numbers it draws."""
+"""The one loop that runs every solver: from state to state, with its network calls counted and its numbers checked."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What the loop knows after one move.
+    """Where a run stands after one move, from one noise level to the next.
 
-    step: 1-based, of `steps`; sigma: the level just left, next_sigma: the level reached (0 at the end,
-    unless the method is done before);
-    clean: E[x_0 | x]; estimate: the solver's E[x_0 | x, y]; x: the sample at next_sigma. All (B, *image shape).
-    nfe: network calls so far, for each sample. population: at the end of a method that works with particles, all of
+    step: number of the move, 1 to `steps`; sigma: the level just left; next_sigma: the level reached, 0 at the end unless
+    the method ends earlier. clean: E[x_0 | x]; estimate: the solver's E[x_0 | x, y]; x: the sample at next_sigma; all
+    (B, *image shape). nfe: network calls so far, for each sample. population: at the end of a method with particles, all of
     them, equally weighted, (B, N, *image shape). diagnostics: what the method reports of this move, (B,) each.
     """
 
@@ -46,12 +45,12 @@ class State:
 
 
 def lag(x: torch.Tensor) -> int:
-    """Moves that are not looked at yet: while a GPU makes one, the processor launches the next."""
+    """How many of the latest moves are not checked yet: while a GPU computes one, the processor launches the next."""
     return 1 if x.is_cuda else 0
 
 
 class Finite:
-    """Whether all numbers of a tensor are finite; on a GPU, which computes it meanwhile, to be asked for later."""
+    """Whether all numbers of a tensor are finite. A GPU computes it while the processor goes on, and is asked later."""
 
     def __init__(self, x: torch.Tensor) -> None:
         self._answer = torch.isfinite(x).all()
@@ -99,7 +98,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterato
     checks: deque[tuple[int, float, Finite]] = deque()
 
     def look(left: int) -> None:
-        """Raise if one of the moves, all but the last `left`, was not finite."""
+        """Raise NumericalError if a move other than the last `left` has numbers that are not finite."""
         while len(checks) > left:
             step, sigma, finite = checks.popleft()
             if not finite:
@@ -109,7 +108,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterato
                 )
 
     for step in itertools.count(1):
-        # Left before every yield: the caller's own gradients and data steps must not change between two states.
+        # Both end before each yield, so that gradients and data steps of the caller, between two states, are his own.
         with torch.no_grad(), missing(SHARE if counted.coarse else 0.0):
             move = next(moves, None)
             if move is None:
@@ -118,15 +117,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterato
             checks.append((step, move.sigma, Finite(move.x)))
         look(lag(move.x) if step < total else 0)
         yield State(
-            step,
-            total,
-            move.sigma,
-            move.next_sigma,
-            move.clean,
-            move.estimate,
-            move.x,
-            counted.calls,
-            move.population,
+            step, total, move.sigma, move.next_sigma, move.clean, move.estimate, move.x, counted.calls, move.population,
             move.diagnostics,
-        )
+        )  # fmt: skip
         del move  # its images would lie in memory beside the next one's

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -85,7 +85,7 @@ class Runs:
         finished: list[torch.Tensor] = []
         diagnostics = Diagnostics()
         done = 0
-        with _progress(progress, -(-len(rows) // self.size), self.solver) as advance:
+        with progress_bar(progress, -(-len(rows) // self.size), self.solver) as advance:
 
             def together() -> list[tuple[int, int]]:
                 return rows[done : done + self.size]
@@ -177,26 +177,20 @@ class Diagnostics:
         }
 
 
-class _progress:
-    """A bar over all network calls, or nothing."""
+@contextlib.contextmanager
+def progress_bar(shown: bool, batches: int, solver: Solver) -> Iterator[Callable[[State], None]]:
+    """A function to call with each State, which moves a bar over the network calls of all batches; or does nothing."""
+    if not shown:
+        yield lambda state: None
+        return
+    from tqdm import tqdm
 
-    def __init__(self, show: bool, chunks: int, solver: Solver) -> None:
-        self._bar = None
-        if show:
-            from tqdm import tqdm
+    calls = 0
+    with tqdm(total=batches * solver.nfe, desc=solver.name, unit="call", leave=False) as bar:
 
-            self._bar = tqdm(total=chunks * solver.nfe, desc=solver.name, unit="call", leave=False)
-        self._calls = 0
+        def advance(state: State) -> None:
+            nonlocal calls
+            bar.update(state.nfe - calls if state.step > 1 else state.nfe)  # each batch counts from 0
+            calls = state.nfe
 
-    def __enter__(self) -> Any:
-        return self._advance
-
-    def _advance(self, state: State) -> None:
-        if self._bar:
-            # The count starts again with every chunk.
-            self._bar.update(state.nfe - self._calls if state.step > 1 else state.nfe)
-            self._calls = state.nfe
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar:
-            self._bar.close()
+        yield advance
