@@ -101,7 +101,6 @@ def degrade_one(
     job: Job, operator: Operator, noise: str, seed: int, bits: int | None, command: str, quiet: bool
 ) -> None:
     """Measure one image, write y and its record, and print what was done."""
-    from invdiff.files.atomic import all_or_nothing
     from invdiff.files.images import WRITABLE_BITS, read_measurement, write_json, write_measurement
     from invdiff.machine.versions import package_versions
     from invdiff.noise import noise_model
@@ -130,7 +129,7 @@ def degrade_one(
         "command": command,
         "working_folder": os.getcwd(),
     }
-    with all_or_nothing():
+    with files.replacing(job):
         if job.target.suffix.lower() in WRITABLE_BITS:
             clipped = write_measurement(job.target, y, bits)
         else:

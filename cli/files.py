@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from invdiff.errors import ImageError, UsageError
 from invdiff.files.images import IMAGE_SUFFIXES, WRITABLE_BITS, list_images
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_EXTENSION = "png"
 # What `degrade` writes: images, and measurement files.
@@ -48,6 +46,11 @@ class Job:
     def companion(self, suffix: str) -> Path:
         """A further output: out.png -> out-std.png."""
         return self.target.with_name(f"{self.target.stem}{suffix}{self.target.suffix}")
+
+    @property
+    def earlier(self) -> set[Path]:
+        """The files that an earlier run wrote for this output, as the record beside it says."""
+        return {self.target.with_name(name) for name in recorded(self.record)}
 
     @property
     def outputs(self) -> list[Path]:
@@ -155,10 +158,10 @@ def _below(path: Path, folder: Path) -> bool:
 
 
 def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
-    """Raise UsageError if an output of a job is one of these files, which the command reads."""
+    """Raise UsageError if a job would write, or clear away, one of these files, which the command reads."""
     read = {path.resolve() for path in inputs}
     for job in jobs:
-        for path in job.outputs:
+        for path in (*job.outputs, *job.earlier):
             if path.resolve() in read:
                 raise UsageError(f"{path} is an input and would be overwritten; choose another -o")
 
@@ -166,7 +169,7 @@ def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
 def _refuse_shared(jobs: Sequence[Job]) -> None:
     taken: dict[Path, Path] = {}
     for job in jobs:
-        for path in job.outputs:
+        for path in (*job.outputs, *job.earlier):
             other = taken.setdefault(path.resolve(), job.source)
             if other != job.source:
                 raise UsageError(
@@ -178,13 +181,13 @@ def check_outputs(
     job: Job, bits: int | None, overwrite: bool, writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS
 ) -> None:
     """Raise ImageError if an output could not be written, UsageError if it exists and invdiff did not write it."""
-    own = recorded(job.record)
+    own = job.earlier
     for path in job.outputs:
         if path != job.record:
             check_writable(path, bits, writes)
         elif path.is_dir():
             raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
-        if path.exists() and not overwrite and path.name not in own:
+        if path.exists() and not overwrite and path not in own:
             raise UsageError(
                 f"{path} exists and was not written by invdiff; choose another -o, or use --overwrite "
                 "(replace it) or --skip-existing (keep what is finished)"
@@ -192,15 +195,36 @@ def check_outputs(
 
 
 def recorded(record: Path) -> set[str]:
-    """The names of the record and of the files it says were written with it; none if invdiff did not write it."""
+    """The names of a record and of the files that it lists as its outputs; none if invdiff did not write it.
+
+    Its companions start with the output's name; one that has a record of its own belongs to that.
+    """
     try:
         content = json.loads(record.read_text(encoding="utf-8"))
         versions, output = content["versions"], content["output"]
-        paths = [output["path"], *output.get("samples", [])]
-        paths += [output["std"]["path"]] if "std" in output else []
+        listed = [output["path"], *output.get("samples", ()), *output.get("quantiles", {}).values()]
+        listed += [output["std"]["path"]] if "std" in output else []
+        names = {Path(path).name for path in listed}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return set()
-    return {record.name, *(Path(path).name for path in paths)} if "invdiff" in versions else set()
+    if "invdiff" not in versions:
+        return set()
+    own = {name for name in names if name.startswith(f"{Path(record.stem).stem}-")}
+    own = {name for name in own if not record.with_name(f"{name}.json").exists()}
+    return {record.name, *own, *(names & {record.stem})}
+
+
+@contextmanager
+def replacing(job: Job) -> Iterator[None]:
+    """Write the files of a job: they appear together when the block ends, and what an earlier run wrote beside its
+    record and this one does not goes. Should anything fail, everything stays as it was.
+    """
+    from invdiff.files.atomic import all_or_nothing, discard
+
+    with all_or_nothing():
+        yield
+        for path in job.earlier:
+            discard(path)
 
 
 def sha256(path: Path) -> str:

@@ -74,7 +74,6 @@ def sample(
     from tqdm import tqdm
 
     from invdiff import samplers
-    from invdiff.files.atomic import all_or_nothing
     from invdiff.files.images import to_grid, write_image, write_json
     from invdiff.machine.versions import package_versions
     from invdiff.restoration.api import default_batch_size, resolve_prior
@@ -103,7 +102,7 @@ def sample(
     words += ["--size", f"{size[0]}x{size[1]}", "--sampler", method.spec, "--seed", str(seed)]
     words += ["--device", device, "--precision", precision, *options.compile_words(compile)]
     output: dict[str, object] = {"path": str(target)}
-    with all_or_nothing():
+    with files.replacing(job):
         singles = [job.companion(suffix) for suffix in suffixes] or [target]
         for path, image in zip(singles, images, strict=True):
             write_image(path, image)

@@ -90,7 +90,6 @@ def write(
     job: Job, samples: torch.Tensor, record: dict[str, Any], comparison: Comparison | None, settings: Settings
 ) -> None:
     """The mean, with several samples their standard deviation and themselves, and the record: all of them or none."""
-    from invdiff.files.atomic import all_or_nothing
     from invdiff.files.images import WRITABLE_BITS, write_image, write_json
     from invdiff.restoration.solution import quantile
 
@@ -98,7 +97,7 @@ def write(
     is_float = (bits or WRITABLE_BITS[path.suffix.lower()][0]) == 32
     kind = "one posterior sample" if len(samples) == 1 else f"posterior mean, over {len(samples)} samples"
     output: dict[str, Any] = {"path": str(path), "is": kind}
-    with all_or_nothing():
+    with files.replacing(job):
         if len(samples) > 1:
             std = samples.std(0)
             scale = 1.0 if is_float else float(std.max()) or 1.0

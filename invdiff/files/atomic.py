@@ -16,17 +16,19 @@ _OS_FIXES = {errno.ENOSPC: "Free some space or write to another disk.", errno.ED
 _OS_FIXES |= dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Choose a folder you may write to.")
 _OS_FIXES |= dict.fromkeys((errno.ENOTDIR, errno.EEXIST), "A part of this path is a file, not a folder.")
 
-_pending: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("pending", default=None)
+# (temporary file, its place) of what the block of `all_or_nothing` has written; no temporary file: the place is cleared.
+_pending: ContextVar[list[tuple[Path | None, Path]] | None] = ContextVar("pending", default=None)
 
 
 @contextlib.contextmanager
 def all_or_nothing() -> Iterator[None]:
-    """Files that this block writes through `atomic_path` appear together at its end, or none does.
+    """Files that this block writes through `atomic_path` appear together at its end, or none does; with them goes
+    what the block clears away (`discard`).
 
     Until then they are temporary files beside their places, so that older files there survive any failure, Ctrl-C
     included; should one of the final renames fail, those done before it are undone.
     """
-    written: list[tuple[Path, Path]] = []
+    written: list[tuple[Path | None, Path]] = []
     token = _pending.set(written)
     try:
         yield
@@ -34,11 +36,21 @@ def all_or_nothing() -> Iterator[None]:
     finally:
         _pending.reset(token)
         for temporary, _ in written:
-            _remove(temporary)
+            if temporary is not None:
+                _remove(temporary)
 
 
-def _rename_all(files: Sequence[tuple[Path, Path]]) -> None:
-    kept = [(target, temporary.with_name(f"{temporary.name}.old"), target.exists()) for temporary, target in files]
+def discard(path: Path) -> None:
+    """Remove a file when the block of `all_or_nothing` ends, unless the block writes it too."""
+    pending = _pending.get()
+    assert pending is not None, "discard belongs into a block of all_or_nothing"
+    pending.append((None, path))
+
+
+def _rename_all(pending: Sequence[tuple[Path | None, Path]]) -> None:
+    written = {target for temporary, target in pending if temporary is not None}
+    files = [item for item in pending if item[0] is not None or Path(os.path.realpath(item[1])) not in written]
+    kept = [(target, _beside(target).with_suffix(".old"), target.exists()) for _, target in files]
     tried = 0
     try:
         for (temporary, target), (_, older, existed) in zip(files, kept, strict=True):
@@ -46,7 +58,8 @@ def _rename_all(files: Sequence[tuple[Path, Path]]) -> None:
             with explained(target):
                 if existed:
                     os.replace(target, older)
-                os.replace(temporary, target)
+                if temporary is not None:
+                    os.replace(temporary, target)
     except BaseException:
         for target, older, existed in reversed(kept[:tried]):
             if older.exists():
@@ -58,6 +71,11 @@ def _rename_all(files: Sequence[tuple[Path, Path]]) -> None:
         _remove(older)
 
 
+def _beside(target: Path) -> Path:
+    """A new hidden name in the same folder, with the same extension."""
+    return target.with_name(f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}")
+
+
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # no such folder, for instance: another error is the one to show
         path.unlink(missing_ok=True)
@@ -65,6 +83,7 @@ def _remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError becomes an ImageError that says which file could not be written, and what to do."""
     try:
         yield
     except OSError as error:
@@ -82,7 +101,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     names the path and the fix.
     """
     target, pending = Path(os.path.realpath(path)), _pending.get()
-    temporary = target.with_name(f".{target.stem[:64]}-{secrets.token_hex(4)}{target.suffix}")
+    temporary = _beside(target)
     try:
         with explained(path):
             if target.is_dir():
