@@ -26,9 +26,9 @@ CALLS = 20
 
 
 @click.command(cls=options.Command, epilog=EXAMPLES)
-@click.option("--sizes", type=options.Sizes(), metavar="HxW,...", default="64,256", help="Image sizes in pixels.")
+@click.option("--sizes", type=options.SIZES, metavar="HxW,...", default="64,256", help="Image sizes in pixels.")
 @click.option(
-    "--batch", type=options.Numbers(), metavar="N,...", default="1,4", help="Images in one call of the network."
+    "--batch", type=options.NUMBERS, metavar="N,...", default="1,4", help="Images in one call of the network."
 )
 @click.option(
     "--solver",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +37,9 @@ invdiff degrade photo.png -o holes.npz --operator inpaint:mask=mask.png --noise 
     "poisson:photons=1000 (the counts of white), laplace:scale=0.05, salt_and_pepper:p=0.1, ... (docs/noise.md).",
 )
 @options.seed_option
-@options.measurement_format_option
+@options.format_option(
+    "png", "tiff", "npy", "npz", "safetensors", more="; npz and safetensors hold operator and noise too"
+)
 @options.file_options
 @options.quiet_option
 def degrade(
@@ -82,10 +83,11 @@ def degrade(
         click.echo("nothing to do: every output exists", err=True)
     failed = []
     for job in jobs:
-        words = ["invdiff", "degrade", str(job.source), "-o", str(job.target), "--operator", absolute(operator)]
-        words += ["--noise", noise, "--seed", str(seed), *(["--bits", bits] if bits else [])]
+        command = options.repeat_command(
+            inputs=[job.source], out=job.target, operator=absolute(operator), extension=None
+        )
         try:
-            degrade_one(job, chosen, noise, seed, depth, shlex.join(words), quiet)
+            degrade_one(job, chosen, noise, seed, depth, command, quiet)
         except Exception as error:
             line = errors.explain(error)
             if line is None or len(jobs) == 1:

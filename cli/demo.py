@@ -34,7 +34,7 @@ PHOTOGRAPH = "chelsea.png"
 @click.option("--size", type=click.IntRange(16, 2048), metavar="PX", default=256, help="Side of the square picture.")
 @click.option("--image", metavar="FILE", help="Your own photograph.  [default: a cat that comes with scikit-image]")
 @click.option("--noise", metavar="SIGMA", default="0.05", help="Noise level sigma_y, [0, 1] units.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Network calls.  [default: the solver's]")
+@options.count("--steps", help="Network calls.  [default: the solver's]")
 @options.seed_option
 @options.prior_option
 @options.hardware_options

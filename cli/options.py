@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -83,115 +84,108 @@ class LazyGroup(_Layout, click.Group):
         return super().resolve_command(ctx, args)
 
 
-class Size(click.ParamType):
-    """HxW in pixels; one number is a square."""
+class Parsed(click.ParamType):
+    """A type of option: `read` makes its value from text and raises ValueError for what is not `wanted`.
 
-    name = "size"
+    joints: what stands between the parts of a value that is a tuple, outermost first.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value  # type: ignore[return-value]
-        parts = str(value).lower().split("x")
-        if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a size in pixels; write 256x384 (height x width) or 256.", param, ctx)
-        return int(parts[0]), int(parts[-1])
+    def __init__(self, name: str, read: Callable[[str], Any], wanted: str, joints: str = "") -> None:
+        self.name, self.read, self.wanted, self.joints = name, read, wanted, joints
 
-
-class Sizes(click.ParamType):
-    """Sizes in pixels, separated by commas."""
-
-    name = "sizes"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[tuple[int, int], ...]:
-        parts = value if isinstance(value, tuple) else str(value).split(",")
-        return tuple(Size().convert(part if isinstance(part, tuple) else part.strip(), param, ctx) for part in parts)
-
-
-class KeyValue(click.ParamType):
-    """key=value."""
-
-    name = "key=value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        if isinstance(value, tuple):
-            return value  # type: ignore[return-value]
-        key, equals, text = str(value).partition("=")
-        if not (key.strip() and equals and text.strip()):
-            self.fail(f"{value!r} is not of the form key=value.", param, ctx)
-        return key.strip(), text.strip()
-
-
-class SampleCount(click.ParamType):
-    """A whole number of at least 1, or auto."""
-
-    name = "samples"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value == "auto" or (isinstance(value, int) and value >= 1):
-            return value
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is not a whole number of at least 1, nor auto.", param, ctx)
-        return int(value)
-
-
-class Tile(click.ParamType):
-    """A whole number of pixels, auto or off."""
-
-    name = "tile"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        if value in ("auto", "off") or (isinstance(value, int) and value >= 1):
-            return value
-        if not str(value).isdecimal() or int(value) < 1:
-            self.fail(f"{value!r} is not a number of pixels, auto or off.", param, ctx)
-        return int(value)
-
-
-class Quantiles(click.ParamType):
-    """Numbers between 0 and 1, separated by commas."""
-
-    name = "quantiles"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
             return value
         try:
-            numbers = tuple(float(part) for part in str(value).split(","))
+            return self.read(value)
         except ValueError:
-            numbers = (-1.0,)
-        if not all(0 <= number <= 1 for number in numbers) or len(set(numbers)) != len(numbers):
-            self.fail(f"{value!r} is not a list of different numbers between 0 and 1, such as 0.05,0.95.", param, ctx)
-        return numbers
+            self.fail(f"{value!r} is not {self.wanted}.", param, ctx)
 
 
-class Fraction(click.ParamType):
-    """A number or a quotient."""
-
-    name = "fraction"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from invdiff.specs.parameters import fraction
-
-        try:
-            return fraction(value)
-        except ValueError:
-            self.fail(f"{value!r} is not a number or a quotient such as 1/255.", param, ctx)
+def _joined(value: Any, joints: str) -> str:
+    """The text of a value."""
+    return joints[0].join(_joined(part, joints[1:]) for part in value) if isinstance(value, tuple) else str(value)
 
 
-class Numbers(click.ParamType):
-    """Whole numbers above zero, separated by commas."""
+def _whole(text: str, *words: str) -> Any:
+    """A whole number of at least 1, or one of some words."""
+    if text in words:
+        return text
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError(text)
+    return int(text)
 
-    name = "numbers"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts = str(value).split(",")
-        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-            self.fail(f"{value!r} is not a list such as 32,64,128.", param, ctx)
-        return tuple(map(int, parts))
+def _size(text: str) -> tuple[int, int]:
+    """Height and width; one number is a square."""
+    sides = [_whole(side) for side in text.lower().split("x")]
+    if len(sides) > 2:
+        raise ValueError(text)
+    return sides[0], sides[-1]
+
+
+def _list(read: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    return lambda text: tuple(read(part.strip()) for part in text.split(","))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    if not (key.strip() and value.strip()):
+        raise ValueError(text)
+    return key.strip(), value.strip()
+
+
+def _quantiles(text: str) -> tuple[float, ...]:
+    numbers = _list(float)(text)
+    if not all(0 <= number <= 1 for number in numbers) or len(set(numbers)) != len(numbers):
+        raise ValueError(text)
+    return numbers
+
+
+def _fraction(text: str) -> float:
+    from invdiff.specs.parameters import fraction
+
+    return fraction(text)
+
+
+SIZE = Parsed("size", _size, "a size in pixels; write 256x384 (height x width) or 256", "x")
+SIZES = Parsed("sizes", _list(_size), "a list of sizes in pixels, such as 64,256x384 (height x width)", ",x")
+KEY_VALUE = Parsed("key=value", _pair, "of the form key=value", "=")
+SAMPLES = Parsed("samples", lambda text: _whole(text, "auto"), "a whole number of at least 1, nor auto")
+TILE = Parsed("tile", lambda text: _whole(text, "auto", "off"), "a number of pixels, auto or off")
+QUANTILES = Parsed("quantiles", _quantiles, "a list of different numbers between 0 and 1, such as 0.05,0.95", ",")
+FRACTION = Parsed("fraction", _fraction, "a number or a quotient such as 1/255")
+NUMBERS = Parsed("numbers", _list(_whole), "a list of whole numbers above 0, such as 32,64,128", ",")
+
+
+def count(*names: str, metavar: str = "N", **settings: Any) -> Decorator:
+    """An option that takes a whole number of at least 1."""
+    return click.option(*names, type=click.IntRange(min=1), metavar=metavar, **settings)
+
+
+def repeat_command(context: click.Context | None = None, **resolved: Any) -> str:
+    """The command that makes a result again: every parameter of the command that is running, its default included,
+    since a later version may have others.
+
+    resolved: values to write in the place of what was given, by the parameter's name; None leaves it out, as are options
+    that decide which files may be replaced and what is printed.
+    """
+    context = context or click.get_current_context()
+    values = {**context.params, **dict.fromkeys(("overwrite", "skip_existing", "quiet")), **resolved}
+    arguments, words = [], []
+    for parameter in context.command.params:
+        value = values.get(parameter.name or "")
+        if value is None:
+            continue
+        parts = value if parameter.multiple or parameter.nargs != 1 else [value]
+        texts = [_joined(part, getattr(parameter.type, "joints", "")) for part in parts]
+        if isinstance(parameter, click.Argument):
+            arguments += texts
+        elif isinstance(parameter, click.Option) and parameter.is_flag:
+            words += sorted(parameter.opts if value else parameter.secondary_opts, key=len)[-1:]
+        else:
+            words += [word for text in texts for word in (max(parameter.opts, key=len), text)]
+    return shlex.join([*context.command_path.split(), *arguments, *words])
 
 
 def unique(pairs: tuple[tuple[str, Any], ...], option: str) -> dict[str, Any]:
@@ -246,9 +240,7 @@ raw_options = together(
     click.option(
         "--axes", metavar="CHW", help="Stored axes of a raw array, in order: C, H, W, and 2 for (real, imaginary)."
     ),
-    click.option(
-        "--scale", type=Fraction(), metavar="FACTOR", help="Factor on raw values, needed for integers: 1/255."
-    ),
+    click.option("--scale", type=FRACTION, metavar="FACTOR", help="Factor on raw values, needed for integers: 1/255."),
 )
 hardware_options = together(
     click.option("--device", metavar="DEVICE", default="auto", help=f"Where the network runs: {', '.join(DEVICES)}."),
@@ -268,23 +260,13 @@ compile_option = click.option(
 )
 
 
-def compile_words(compile: bool | None) -> list[str]:
-    """The option as it was given, for a command that repeats a run."""
-    return [] if compile is None else ["--compile" if compile else "--no-compile"]
+def format_option(*extensions: str, more: str = "") -> Decorator:
+    """--format, the file type of the outputs in a folder."""
+    text = f"File type of the outputs in a folder{more}.  [default: png]"
+    return click.option("--format", "extension", type=click.Choice(extensions), help=text)
 
 
-format_option = click.option(
-    "--format",
-    "extension",
-    type=click.Choice(["png", "tiff", "npy"]),
-    help="File type of the outputs in a folder.  [default: png]",
-)
-measurement_format_option = click.option(
-    "--format",
-    "extension",
-    type=click.Choice(["png", "tiff", "npy", "npz", "safetensors"]),
-    help="File type of the outputs in a folder; npz and safetensors hold operator and noise too.  [default: png]",
-)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files that invdiff did not write.")
 file_options = together(
     click.option(
         "--bits",

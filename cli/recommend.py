@@ -15,23 +15,15 @@ invdiff solvers recommend --operator inpaint:keep=0.3 --noise 0.01 --budget 100 
 @click.command("recommend", cls=options.Command, epilog=EXAMPLES)
 @options.operator_option
 @click.option("--noise", metavar="SIGMA", required=True, help="Noise level sigma_y, [0, 1] units: 0.05 or 12.75/255.")
-@click.option(
-    "--budget",
-    type=click.IntRange(min=1),
-    default=20,
-    show_default=True,
-    metavar="N",
-    help="Network calls and backward passes for one sample.",
-)
+@options.count("--budget", default=20, help="Network calls and backward passes for one sample.")
 @click.option(
     "--aim",
     type=click.Choice(["psnr", "single", "sample"]),
     default="psnr",
-    show_default=True,
     help="psnr: the best estimate, a mean of samples; single: the best from one run; sample: the most truthful samples, "
     "by CRPS.",
 )
-@click.option("--shape", metavar="CxHxW", default="3x96x96", show_default=True, help="Shape of the images.")
+@click.option("--shape", metavar="CxHxW", default="3x96x96", help="Shape of the images.")
 @click.option("--all", "everything", is_flag=True, help="Every solver that was measured, not the best five.")
 def recommend(operator: str, noise: str, budget: int, aim: str, shape: str, everything: bool) -> None:
     """The best solvers for a problem, as measured.

@@ -77,23 +77,18 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
     metavar="FILE",
     help="Solver and settings that `invdiff tune` found, in the place of --solver; --steps and --set change them.",
 )
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Noise levels to visit, one network call each.  [default: the solver's]",
-)
+@options.count("--steps", help="Noise levels to visit, one network call each.  [default: the solver's]")
 @click.option(
     "--set",
     "hyperparameters",
-    type=options.KeyValue(),
+    type=options.KEY_VALUE,
     multiple=True,
     metavar="KEY=VALUE",
     help="A hyperparameter of the solver; repeatable.",
 )
 @click.option(
     "--samples",
-    type=options.SampleCount(),
+    type=options.SAMPLES,
     metavar="N|auto",
     default=1,
     help="Posterior samples. With more than one, OUT is their mean, which has the best PSNR, OUT-std their standard "
@@ -108,7 +103,7 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
 )
 @click.option(
     "--quantiles",
-    type=options.Quantiles(),
+    type=options.QUANTILES,
     metavar="Q,Q,...",
     help="Also write these quantiles of the samples at every pixel: 0.05,0.95 gives OUT-q05 and OUT-q95.",
 )
@@ -120,21 +115,19 @@ invdiff restore 'noisy/*.png' -o out/ --operator identity --noise 0.1 --referenc
 )
 @options.hardware_options
 @options.compile_option
-@click.option(
+@options.count(
     "--batch-size",
-    type=click.IntRange(min=1),
-    metavar="N",
     help="Images of one size that run together; the result does not depend on it.  [default: 1 on a CPU, else 16]",
 )
 @click.option(
     "--tile",
-    type=options.Tile(),
+    type=options.TILE,
     metavar="N|auto|off",
     default="auto",
     help="Show large images to the network by overlapping tiles of at most N pixels a side (docs/tiles.md); auto: as the "
     "memory allows, images of up to a megapixel whole; halved where the memory runs out.",
 )
-@options.format_option
+@options.format_option("png", "tiff", "npy")
 @options.file_options
 @options.quiet_option
 def restore(
@@ -182,7 +175,6 @@ def restore(
     from invdiff.files.raw import HDF5_SUFFIXES, Layout, is_raw
     from invdiff.noise import noise_model
     from invdiff.operator.contract import files_of
-    from invdiff.operator.from_file import absolute
     from invdiff.operators import resolve_operator
     from invdiff.priors.tiled import tiled
     from invdiff.problem import files as measurement_files
@@ -225,13 +217,12 @@ def restore(
         return 0
     network = tiled(resolve_prior(prior, device, precision, compile), tile)
     settings = Settings(
+        context=click.get_current_context(),
         operator=chosen_operator,
-        operator_text=absolute(operator) if operator else None,
         noise=model,
-        noise_text=noise,
+        estimated=noise == "auto",
         layout=layout,
         prior=network,
-        prior_text=prior,
         solver=method,
         hyperparameters=extra,
         preset=preset,
@@ -240,9 +231,6 @@ def restore(
         quantiles=quantiles or (),
         seed=seed,
         bits=depth,
-        device=device,
-        precision=precision,
-        tile=tile,
         batch_size=batch_size or default_batch_size(network.device),
         quiet=quiet,
         references=references,

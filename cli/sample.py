@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,20 +21,16 @@ invdiff sample -o between.png --sampler ddim --eta 0.5
 @click.command(cls=options.Command, epilog=EXAMPLES)
 @options.prior_option
 @click.option("-o", "--out", metavar="OUT", required=True, help="Output file, or a folder (samples.png in it).")
-@click.option(
-    "--count", type=click.IntRange(min=1), metavar="N", default=1, help="Samples; OUT is then a grid of all of them."
-)
-@click.option("--size", type=options.Size(), metavar="HxW", default="128x128", help="Height and width in pixels.")
+@options.count("--count", default=1, help="Samples; OUT is then a grid of all of them.")
+@click.option("--size", type=options.SIZE, metavar="HxW", default="128x128", help="Height and width in pixels.")
 @click.option(
     "--sampler",
     metavar="SPEC",
     help="ancestral (DDPM), ddim, sde, ode, heun (EDM) or dpmpp (DPM-Solver++), or NAME:key=value,... for its other "
     "settings.  [default: dpmpp, or ddim with --eta]",
 )
-@click.option(
+@options.count(
     "--steps",
-    type=click.IntRange(min=1),
-    metavar="N",
     help="Network calls for one sample, at most (heun takes two a step).  [default: 30 for dpmpp, 59 for heun, else 100]",
 )
 @click.option(
@@ -46,10 +42,8 @@ invdiff sample -o between.png --sampler ddim --eta 0.5
 @options.seed_option
 @options.hardware_options
 @options.compile_option
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Run together.  [default: 1 on a CPU, else 16]"
-)
-@click.option("--overwrite", is_flag=True, help="Replace existing files that invdiff did not write.")
+@options.count("--batch-size", help="Run together.  [default: 1 on a CPU, else 16]")
+@options.overwrite_option
 @options.quiet_option
 def sample(
     prior: str,
@@ -98,20 +92,17 @@ def sample(
             batch_size=group,
             advance=lambda: bar.update(1) and None,
         )
-    words = ["invdiff", "sample", "--prior", prior, "-o", str(target), "--count", str(count)]
-    words += ["--size", f"{size[0]}x{size[1]}", "--sampler", method.spec, "--seed", str(seed)]
-    words += ["--device", device, "--precision", precision, *options.compile_words(compile)]
-    output: dict[str, object] = {"path": str(target)}
+    record: dict[str, Any] = {"prior": network.describe(), "sampler": method.settings(), "calls": method.nfe}
+    record |= {"count": count, "size": size, "seed": seed, "output": {"path": str(target)}}
+    command = options.repeat_command(out=target, sampler=method.spec, steps=None, eta=None, batch_size=None)
+    record |= {"versions": package_versions(), "command": command}
+    singles = [job.companion(suffix) for suffix in suffixes] or [target]
     with files.replacing(job):
-        singles = [job.companion(suffix) for suffix in suffixes] or [target]
         for path, image in zip(singles, images, strict=True):
             write_image(path, image)
         if count > 1:
             write_image(target, to_grid(images))
-            output["samples"] = [str(path) for path in singles]
-        record: dict[str, object] = {"prior": network.describe(), "sampler": method.settings(), "calls": method.nfe}
-        record |= {"count": count, "size": size, "seed": seed, "output": output}
-        record |= {"versions": package_versions(), "command": shlex.join(words)}
+            record["output"]["samples"] = [str(path) for path in singles]
         write_json(job.record, record)
     if not quiet:
         pixels = f"{size[0]} x {size[1]} pixels"

@@ -79,7 +79,7 @@ def _print_recipes(ctx: click.Context, parameter: click.Parameter, value: bool) 
 @click.option(
     "--set",
     "assignments",
-    type=options.KeyValue(),
+    type=options.KEY_VALUE,
     multiple=True,
     metavar="KEY=VALUE",
     help="Any setting of a recipe; repeatable.",
@@ -108,7 +108,7 @@ def _print_recipes(ctx: click.Context, parameter: click.Parameter, value: bool) 
 )
 @click.option(
     "--widths",
-    type=options.Numbers(),
+    type=options.NUMBERS,
     metavar="N,N,...",
     help=f"Channels of the network's levels.  [default: {_listed(DEFAULTS.widths)}]",
 )
@@ -121,7 +121,7 @@ def _print_recipes(ctx: click.Context, parameter: click.Parameter, value: bool) 
 @click.option(
     "--weight",
     "weights",
-    type=options.KeyValue(),
+    type=options.KEY_VALUE,
     multiple=True,
     metavar="FOLDER=W",
     help="How often a folder is drawn, relative to the others; repeatable.  [default: 1 each]",

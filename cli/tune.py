@@ -39,7 +39,7 @@ invdiff tune --data photos/ --operator inpaint:keep=0.3 --noise 0.05 --solver dd
 @click.option(
     "--fix",
     "fixed",
-    type=options.KeyValue(),
+    type=options.KEY_VALUE,
     multiple=True,
     metavar="KEY=VALUE",
     help="A setting that stays as it is; repeatable.",

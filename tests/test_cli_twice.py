@@ -99,6 +99,22 @@ def test_every_command_that_writes_is_run_twice(folder: Path, command: str) -> N
         assert all(Path(name).read_bytes() == before[name] for name in pictures)
 
 
+@pytest.mark.parametrize(
+    "command", [line for line in TWICE if line.startswith(("restore clean/a", "degrade clean/a", "sample"))]
+)
+def test_the_recorded_command_repeats_the_result(folder: Path, command: str) -> None:
+    succeed(command)
+    before = {name: Path(name).read_bytes() for name in names() if not name.endswith(".json")}
+    (record,) = names("**/*.json")
+    recorded = json.loads(Path(record).read_text())["command"]
+    for name in before:
+        if not name.startswith("clean"):
+            Path(name).unlink()
+    succeed(recorded.removeprefix("invdiff "))
+    assert {name: Path(name).read_bytes() for name in names() if not name.endswith(".json")} == before
+    assert json.loads(Path(record).read_text())["command"] == recorded
+
+
 def writers(command: click.Command, name: str = "") -> Iterator[str]:
     """The commands with an option that names a file or folder to write."""
     if isinstance(command, click.Group):
