@@ -475,6 +475,11 @@ def test_missing_data_sets(data: Path, prior: Path) -> None:
         (["--data", "clean", *BLUR, "--solver", "dsp"], "unknown solver 'dsp'"),
         (["--data", "clean", "--operator", "jpeg", "--noise", "0.1", "--solver", "ddrm"], "nothing can run"),
         (["--data", "clean", *BLUR, "--noise", "lots"], "noise"),
+        *(
+            (["--data", "clean", *BLUR, "--noise", zero, *more], "noise must be more than 0")
+            for zero in ("0", "0/255", "gaussian:sigma=0")
+            for more in ([], ["--dry-run"])
+        ),
     ],
 )
 def test_bad_arguments_are_one_line(data: Path, prior: Path, arguments: list[str], message: str) -> None:
@@ -539,7 +544,46 @@ def test_library_calls_refuse_what_they_would_ignore(prior: Path) -> None:
         invdiff.evaluate(torch.rand(3, 24, 24), "identity", prior=prior)
 
 
+def test_noise_zero_is_refused_before_anything_runs(data: Path, prior: Path) -> None:
+    Path("zero.yaml").write_text(
+        f"data: {{clean: clean}}\noperators: identity\nnoises: [0.1, 0]\npriors: {prior}\nsolvers: ddrm\nsteps: 2\n"
+    )
+    for more in ([], ["--dry-run"]):
+        result = invoke("zero.yaml", "--out", "run", "--device", "cpu", *more)
+        assert result.exit_code == 2 and "noise must be more than 0" in result.output and not Path("run").exists()
+    with pytest.raises(UsageError, match="noise must be more than 0"):
+        invdiff.evaluate(torch.rand(1, 3, 24, 24), "identity", 0, "ddrm", steps=2, prior=prior, device="cpu")
+
+
 def test_library_rows_say_why_images_failed(prior: Path) -> None:
     images = [torch.rand(3, 24, 24), torch.rand(2, 24, 24)]
     found = invdiff.evaluate(images, "identity", 0.1, "ddrm", steps=2, prior=prior, device="cpu")
     assert "1 images, 1 failed: " in str(found) and "channel" in str(found)
+
+
+ABSENT = """
+import os, sys
+import psutil  # which has another implementation for Windows
+sys.modules["resource"] = sys.modules["fcntl"] = None
+for name in ("pread", "pwrite", "sched_getaffinity", "fork", "O_DIRECTORY"):
+    if hasattr(os, name):
+        delattr(os, name)
+import torch
+import invdiff.evaluation.runner
+from invdiff.evaluation.store import Store, _lines
+from invdiff.machine import memory, threads
+
+assert 1 < memory.peak_memory(torch.device("cpu")) < 2**20  # MB
+assert memory.free_memory() > 0 and threads.cores() >= 1
+store = Store(sys.argv[1])
+store.append([{"cell": "1", "image": "a"}], [])
+with open(sys.argv[1] + "/results.jsonl", "ab") as file:
+    file.write(b"torn")
+store.append([{"cell": "1", "image": "b"}], [])
+assert [line["image"] for line in _lines(store.folder / "results.jsonl")] == ["a", "b"]
+"""
+
+
+def test_an_evaluation_needs_nothing_that_only_posix_has(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ABSENT, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -186,8 +186,10 @@ def test_the_record_is_plain_and_the_table_tells(monkeypatch) -> None:
         ),
         ({"solver": "dps", "size": 3}, "unknown parameter of dps 'size'"),
         ({"noise": "auto"}, "auto"),
+        ({"noise": 0}, "noise must be more than 0"),
     ],
 )
-def test_unusable_arguments_are_refused(settings: dict[str, Any], words: str) -> None:
+def test_unusable_arguments_are_refused(settings: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sbc, "_images", lambda *_: pytest.fail("images were drawn before the arguments were checked"))
     with pytest.raises(UsageError, match=words):
         simulate(**{"prior": PRIOR, "operator": BLUR, "noise": SIGMA_Y, "solver": "ddrm", **settings})

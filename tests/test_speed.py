@@ -238,7 +238,8 @@ def test_inputs_of_one_kind_run_together_wherever_they_stand():
     def reading(name: str, side: int):
         future: Future = Future()
         job = SimpleNamespace(key=name)
-        future.set_result(SimpleNamespace(job=job, y=torch.zeros(1, side, side), operator=None, noise=noise))
+        problem = SimpleNamespace(y=torch.zeros(1, 1, side, side), operator=None, noise_model=noise)
+        future.set_result(SimpleNamespace(job=job, problem=problem))
         return job, future
 
     def names(readings, size, alone=False):

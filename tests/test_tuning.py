@@ -422,6 +422,7 @@ def test_a_test_set_is_refused_and_marked(folder: Path, tiny: Path) -> None:
         (["--fix", "lamb=1"], "unknown parameter of diffpir 'lamb'. Did you mean 'lam'"),
         (["--operator", "blurr"], "unknown operator"),
         (["--noise", "-1"], "noise"),
+        (["--noise", "0"], "noise must be more than 0"),
         (["--metric", "crps", "--samples", "1"], "at least 2 samples"),
         (["--data", "nowhere"], "no such file"),
         (["--data", "photos/a.png"], "is a file; name a folder"),

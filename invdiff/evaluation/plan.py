@@ -126,7 +126,8 @@ def make_plan(
     """Find, load and check everything that a suite names.
 
     objects: operators, solvers and priors in the place of the texts that stand for them in the cells.
-    Raises UsageError for what cannot be used in any cell: unknown names, missing folders, a solver that can use no operator.
+    Raises UsageError for what cannot be used in any cell: unknown names, missing folders, a solver that can use no operator,
+    and for noise of size 0, for which no solver works.
     """
     suite, lost = suite.present()
     given = dict(objects or {})
@@ -139,7 +140,7 @@ def make_plan(
     }
     tasks = []
     for cell in suite.cells:
-        noise_model(cell.noise, zero=True)
+        noise_model(cell.noise)
         operator = resolve_operator(given.get(cell.operator) or suite.spelled_out(cell.operator))
         solver = _solver(cell, given)
         if isinstance(solver, Solver) and (unmet := solver.unmet(operator)):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +16,7 @@ from invdiff.evaluation.plan import Plan, Task
 from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.scoring import result_lines
 from invdiff.evaluation.store import Line, Place, Run, Store
-from invdiff.machine.memory import is_out_of_memory
+from invdiff.machine.memory import is_out_of_memory, peak_memory
 from invdiff.machine.threads import Behind, ahead
 from invdiff.priors.prior import Prior
 from invdiff.priors.tiled import WHOLE
@@ -198,14 +196,6 @@ def _solve(task: Task, keys: list[str], truth: torch.Tensor, batch_size: int) ->
         tile="off" if truth.shape[-2] * truth.shape[-1] <= WHOLE else "auto",
     )
     return Group(keys, truth, y, solution, memory=peak_memory(device))
-
-
-def peak_memory(device: torch.device) -> float:
-    """MB: of the device's allocator since it was reset, or, on a CPU, the most that this process has held at all."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from invdiff.evaluation.runner import peak_memory
+from invdiff.machine.memory import peak_memory
 from invdiff.machine.random import generator
 from invdiff.priors.gpu.cuda_network import WORTH
 from invdiff.priors.network import NetworkPrior

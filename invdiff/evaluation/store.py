@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shlex
@@ -201,36 +202,26 @@ def _append(path: Path, lines: Iterable[Line]) -> None:
     text = "".join(json.dumps(line, sort_keys=True, ensure_ascii=False) + "\n" for line in lines).encode()
     if not text:
         return
-    with explained(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    with explained(path), open(path, "ab+", buffering=0) as file:
+        size = _drop_torn_line(file)
         try:
-            size = _whole(descriptor)
-            try:
-                if os.write(descriptor, text) != len(text):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the disk took a part
-                os.fsync(descriptor)
-            except BaseException:
-                os.ftruncate(descriptor, size)
-                raise
-        finally:
-            os.close(descriptor)
+            if os.write(file.fileno(), text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the disk took only a part
+            os.fsync(file.fileno())
+        except BaseException:
+            file.truncate(size)
+            raise
 
 
-def _whole(descriptor: int) -> int:
-    """Cut off a line that was begun and not ended; the size that is left."""
-    size = os.fstat(descriptor).st_size
-    place = size
-    while place > 0:
-        first = max(0, place - 4096)
-        block = os.pread(descriptor, place - first, first)
-        end = block.rfind(b"\n")
-        if end >= 0:
-            place = first + end + 1
-            break
-        place = first
-    if place < size:
-        os.ftruncate(descriptor, place)
-    return place
+def _drop_torn_line(file: io.FileIO) -> int:
+    """Remove what a killed process wrote of a last line; the size of the file after that, in bytes."""
+    size = end = file.seek(0, os.SEEK_END)
+    newline = -1
+    while end > 0 and newline < 0:
+        start = file.seek(max(0, end - 4096))
+        newline = file.read(end - start).rfind(b"\n")
+        end = start + newline + 1
+    return end if end == size else file.truncate(end)
 
 
 def _lines(path: Path) -> Iterator[Line]:

@@ -27,6 +27,7 @@ import torch
 from invdiff import samplers, solvers
 from invdiff.errors import UsageError
 from invdiff.machine.random import generator
+from invdiff.noise import noise_model
 from invdiff.operator.contract import Shape
 from invdiff.operators import resolve_operator
 from invdiff.priors.prior import Prior
@@ -142,6 +143,7 @@ def simulate(
         raise UsageError(
             f"calibration needs at least 10 draws and 2 samples of each, got draws={draws}, samples={samples}"
         )
+    noise_model(noise)  # refused before images are drawn, which may take long
     prior, operator = resolve_prior(prior), resolve_operator(operator)
     shape = tuple(getattr(prior, "shape", ()) if shape is None else shape)
     if not shape:
@@ -149,7 +151,7 @@ def simulate(
     if solver != "auto":
         solver = solvers.get(solver, **settings, **({} if steps is None else {"steps": steps}))
         steps, settings = None, {}
-        solvers.check(solver, operator)  # before images are drawn, which may take long
+        solvers.check(solver, operator)
         _check_population(solver.population, samples)
     size = batch_size or (1000 if prior.can_sample else default_batch_size(prior.device))
     measures, images = quantities(shape, seed), _images(prior, shape, draws, seed, size, sampler, sampler_steps)

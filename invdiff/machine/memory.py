@@ -31,11 +31,28 @@ def free_memory(device: torch.device | None = None) -> int:
     return max(0, min([psutil.virtual_memory().available, *_left_by_limits(), *left_by_cgroups()]))
 
 
-def _left_by_limits() -> Iterator[int]:
-    if sys.platform == "win32":
-        return
-    import resource
+def peak_memory(device: torch.device) -> float:
+    """MB: of a GPU's allocator since it was reset; on other devices the most that this process has held since it began."""
+    if device.type == "cuda":
+        import torch
 
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        import resource
+    except ImportError:  # Windows
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _left_by_limits() -> Iterator[int]:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
     import psutil
 
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
