@@ -1,0 +1,207 @@
+"""The examples in README.md, CONTRIBUTING.md, docs/ and the commands' help: they parse, name what exists, and run."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from tiny import picture, tiny_prior
+
+import invdiff
+from invdiff.cli.main import main
+from invdiff.files.images import write_image
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words after `invdiff` of each command line in a text; synopses with [...] or ... are left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        found = re.match(r"(?: {4}| *)(?:accelerate launch .* -m )?invdiff ((?!recovers|the |   ).*)", line)
+        if found and not re.search(r" \[-| \.\.\. |\|fp", line):
+            yield shlex.split(found[1], comments=True)
+
+
+def pages_and_help() -> Iterator[tuple[str, list[str]]]:
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        fenced = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+        indented = re.findall(r"(?m)^ {4}\S.*$(?:\n {6,}.*$)*", re.sub(r"(?s)```.*?```", "", text))
+        for words in commands("\n".join([*fenced, *indented])):
+            yield page.name, words
+
+    def walk(command: click.Command, name: str) -> Iterator[tuple[str, list[str]]]:
+        for words in commands(command.epilog or ""):
+            yield f"{name} --help", words
+        if isinstance(command, click.Group):
+            for key in command.list_commands(click.Context(command)):
+                child = command.get_command(click.Context(command), key)
+                assert child is not None
+                yield from walk(child, f"{name} {key}")
+
+    yield from walk(main, "invdiff")
+
+
+EXAMPLES = list(pages_and_help())
+
+
+def resolved(words: list[str]) -> click.Context:
+    """The context of the command that these words name, its options parsed; nothing is run."""
+    command, context = main, click.Context(main, info_name="invdiff")
+    while isinstance(command, click.Group):
+        name, *words = words
+        chosen = command.get_command(context, name)
+        assert chosen is not None, name
+        if not isinstance(chosen, click.Group):
+            return chosen.make_context(name, words, parent=context)
+        command = chosen
+    return context
+
+
+@pytest.mark.parametrize(("where", "words"), EXAMPLES, ids=[f"{where}-{n}" for n, (where, _) in enumerate(EXAMPLES)])
+def test_a_command_parses_and_its_specs_name_what_exists(where: str, words: list[str]) -> None:
+    if words == ["--help"]:
+        return
+    try:
+        given = resolved(words).params
+    except click.exceptions.Exit:  # of an eager option, such as --list
+        return
+    for name in ("operator", "operators"):
+        specs = given.get(name) or ()
+        for spec in [specs] if isinstance(specs, str) else specs:
+            if not re.search(r"\.(py|npy|png)|coded_aperture|my_|SPEC", spec):
+                invdiff.operators.get(spec)
+    for name in ("solver", "solvers", "specs"):
+        specs = given.get(name) or ()
+        for spec in [specs] if isinstance(specs, str) else specs:
+            if spec != "auto":
+                invdiff.solvers.get(spec)
+    if isinstance(noise := given.get("noise"), str) and noise != "auto":
+        invdiff.noise.noise_model(noise, zero=True)
+
+
+def test_there_are_examples_to_check() -> None:
+    seen = [where for where, _ in EXAMPLES]
+    assert len(seen) > 90 and {"README.md", "tuning.md", "training.md", "invdiff restore --help"} <= set(seen)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
+def test_modules_and_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if page.name == "CHANGELOG.md":
+        # The table of what moved: its right column.
+        rows = re.findall(r"(?m)^  \| .* \| (.*) \|$", text.partition("## 0.1.0")[0])
+        text = "\n".join(rows)
+        assert len(rows) > 15
+    for imported, named in re.findall(r"(?:from|import) (invdiff[\w.]*)|`(invdiff(?:\.\w+)+)[(`]", text):
+        thing: Any = invdiff
+        for end in re.finditer(r"\.\w+", target := imported or named):
+            try:
+                thing = importlib.import_module(target[: end.end()])
+            except ModuleNotFoundError:
+                thing = getattr(thing, end[0][1:])
+    for name in re.findall(r"\b((?:invdiff|operators|cli|benchmarks|docs|tests)/[\w/.-]+\.(?:py|md|yaml|jpg))", text):
+        if "my_" not in name:
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_prior(tmp_path_factory.mktemp("priors") / "tiny")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, prior: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with the files that the examples read, small, and a small prior called my-prior."""
+    monkeypatch.chdir(tmp_path)
+    Path("my-prior").symlink_to(prior)
+    for name in ("photo.png", "blurred.png", "small.png", "holes.png", "y.png", "photos/a.png", "photos/b.png"):
+        picture(tmp_path / name, len(name), (3, 32, 32))
+    write_image("y.tiff", torch.rand(3, 32, 32))
+    write_image("mask.png", torch.ones(1, 32, 32))
+    source = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    source = re.sub("(?m)^   ", "", source)
+    Path("flip.py").write_text(source)
+    Path("my_op.py").write_text(source.replace("Flip", "MyOp").replace('"flip"', '"my_op"'))
+    return tmp_path
+
+
+def run(words: list[str]) -> str:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_the_shell_examples_of_the_readme_run(folder: Path, prior: Path) -> None:
+    """In their order, small: a tiny prior, few steps. Left out are those of minutes, of a network, or of other data."""
+    fast = {
+        "restore": ["--steps", "2", "--device", "cpu", "--precision", "fp32"],
+        "sample": ["--steps", "2", "--device", "cpu"],
+        "tune": ["--trials", "2", "--limit", "2", "--prior", "my-prior", "--device", "cpu"],
+        "prior": ["--limit", "1", "--crop", "16", "--timesteps", "3", "--device", "cpu"],
+    }
+    ran = []
+    for words in commands("".join(re.findall(r"```sh\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL))):
+        if words[0] in ("evaluate", "report", "compare-deepinv", "train") or words[:2] in (
+            ["operators", "check"], ["prior", "import"], ["prior", "verify"], ["prior", "push"],
+        ):  # fmt: skip
+            continue
+        more = ["--prior", "my-prior"] if words[0] == "restore" and "--prior" not in words else []
+        run([*words, *fast.get(words[0], []), *more])
+        ran.append(words[0])
+    assert ran.count("restore") >= 5 and {"degrade", "operators", "tune", "sample", "prior"} <= set(ran)
+
+
+def test_the_operator_of_contributing_passes_its_check(folder: Path) -> None:
+    assert "flip" in run(["operators", "show", "flip.py"])
+    run(["operators", "check", "flip.py", "--shape", "3x16x16"])
+
+
+def blocks() -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for block in re.findall(
+            r"(?m)^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+        ):
+            yield page, block
+
+
+BLOCKS = [item for item in blocks() if item[0].name != "priors.md"]  # which reads checkpoints of gigabytes
+
+
+@pytest.mark.parametrize(("page", "block"), BLOCKS, ids=[f"{page.name}-{n}" for n, (page, _) in enumerate(BLOCKS)])
+def test_the_python_examples_run(folder: Path, page: Path, block: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    side = 5 if page.name == "sampling.md" else 32  # an exact divergence costs a gradient for each number
+    x = torch.rand(1, 3, side, side, generator=generator)
+    operator = invdiff.operators.get("gaussian_blur", sigma=0.5)
+    y = invdiff.degrade(x, operator, noise=0.05)
+    prior = invdiff.load_prior("my-prior", device="cpu", precision="fp32")
+    solution = invdiff.restore(y, operator, noise=0.05, prior=prior, solver="diffpir", steps=2, samples=4)
+    psnr = np.linspace(20, 30, 8)
+    names = {
+        "invdiff": invdiff, "torch": torch, "x": x, "y": y, "operator": operator, "prior": prior, "solution": solution,
+        "restored": solution.mean, "truth": x, "psnr": psnr, "psnr_a": psnr, "psnr_b": psnr - 0.1, "lpips_a": psnr / 99,
+        "lpips_b": psnr / 98, "gaussian_mixture": invdiff.priors.GaussianMixturePrior(
+            torch.rand(2, 3, side, side, generator=generator).double(), [0.01, 0.02], [0.5, 0.5]),
+    }  # fmt: skip
+    small = {
+        '"natural"': '"my-prior"', "draws=100": "draws=10", "steps=20": "steps=2", "trials=30": "trials=2",
+        "samples=1000": "samples=40", "steps=100": "steps=2", '"diffpir", 20': '"diffpir", 2', "(3, 32, 32)": "(3, 16, 16)",
+        "crop=128": "crop=24",
+    }  # fmt: skip
+    if "blur.yaml" in block:
+        task = "--operator gaussian_blur:sigma=2 --noise 0.05 --solver diffpir --steps 2 --trials 2 --prior my-prior"
+        run(["tune", "--data", "photos", *task.split(), "--device", "cpu", "-o", "blur.yaml"])
+    for long, short in small.items():
+        block = block.replace(long, short)
+    exec(compile(block, str(page), "exec"), names)
