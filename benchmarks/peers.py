@@ -1,9 +1,9 @@
-"""deepinv's DDRM, DiffPIR and DPS beside ours on the tasks of the documentation; `invdiff compare-deepinv` does one task.
+"""deepinv's DDRM, DiffPIR and DPS beside ours on the tasks of the documentation.
 
     python benchmarks/peers.py --data CBSD68 --kernels kernels/Levin09.npz [--limit 20] [--side 256] [--calls 20 100]
         [--solver auto --solver diffpir ...] [--peer diffpir ...] [--markdown OUT.md] [--json OUT.json]
 
-See invdiff/evaluation/peers.py for what is compared.
+benchmarks/compare_deepinv.py says what is compared, and does a single task.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from compare_deepinv import HEAD, NOTE, PEERS, compare, references
+
 from invdiff import operators
 from invdiff.evaluation.measured_folder import read_pictures
-from invdiff.evaluation.peers import HEAD, NOTE, PEERS, compare, references
 from invdiff.files.atomic import atomic_path
 from invdiff.files.images import write_json
 from invdiff.machine.versions import package_versions

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from compare_deepinv import PEERS, compare
 
 from invdiff import operators
 from invdiff.evaluation.measured_folder import Picture, read_pictures
-from invdiff.evaluation.peers import PEERS, compare
 from invdiff.files.atomic import atomic_path
 from invdiff.files.images import write_json
 from invdiff.noise import noise_model

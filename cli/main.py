@@ -26,7 +26,6 @@ COMMANDS = {
     "solvers": "invdiff.cli.solvers:solvers",
     "evaluate": "invdiff.cli.evaluate:evaluate",
     "tune": "invdiff.cli.tune:tune",
-    "compare-deepinv": "invdiff.cli.compare_deepinv:compare_deepinv",
     "validate": "invdiff.cli.validate:validate",
     "report": "invdiff.cli.report:report",
     "bench": "invdiff.cli.bench:bench",

@@ -47,7 +47,6 @@ TWICE = {
     "prior import prior -o other --overwrite": "",
     "prior export prior -o other": "--overwrite",
     f"prior elbo prior --data clean --crop 16 --timesteps 3 -o e.json --plot e.png {FAST.partition(' ')[2][6:]}": "",
-    f"compare-deepinv --json c.json --data clean {TASK} --calls 2 --peer ddrm --limit 1 {FAST}": "",
     "operators new coded_aperture": "exists",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,14 @@ from click.testing import CliRunner, Result
 
 import invdiff
 from invdiff import operators
-from invdiff.cli.main import main
 from invdiff.errors import UsageError
-from invdiff.evaluation import peers
 from invdiff.evaluation.measured_folder import Picture, read_pictures
 from invdiff.files.images import write_image
 from invdiff.noise import noise_model
 from invdiff.priors import GaussianPrior
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import compare_deepinv as peers
 
 SHAPE = (1, 12, 12)
 HOLES = operators.get("inpaint:keep=0.5")
@@ -113,7 +115,7 @@ def test_what_cannot_be_compared_is_refused(options: dict[str, Any], words: str)
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+    return CliRunner().invoke(peers.compare_deepinv, [str(argument) for argument in arguments])
 
 
 def test_the_command_prints_a_table_and_writes_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,7 +130,7 @@ def test_the_command_prints_a_table_and_writes_every_number(tmp_path: Path, monk
     for k in range(2):
         write_image(tmp_path / "photos" / f"{k}.png", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(k)))
     (tmp_path / "photos" / "bad.png").write_bytes(b"no picture")
-    command = ["compare-deepinv", "--data", "photos", "--operator", "inpaint:keep=0.5", "--noise", "0.05", "--calls", 3]
+    command = ["--data", "photos", "--operator", "inpaint:keep=0.5", "--noise", "0.05", "--calls", 3]
     command += ["--solver", "auto", "--peer", "diffpir", "--prior", prior, "--precision", "fp32", "--device", "cpu"]
     result = invoke(*command, "--json", "c.json")
     assert result.exit_code == 1 and "bad.png" in result.stderr, result.output
@@ -137,7 +139,7 @@ def test_the_command_prints_a_table_and_writes_every_number(tmp_path: Path, monk
     assert [row["method"] for row in record["rows"]][::2] == ["measurement", "deepinv diffpir"]
     assert set(record["rows"][2]["psnr"]["images"]) == {"0.png", "1.png"} and record["data"]["images"] == 2
     assert record["rows"][2]["psnr_difference"]["to"].startswith("auto (") and record["prior"]["sha256"]
-    again = [*shlex.split(record["command"])[1:], "--precision", "fp32", "--device", "cpu", "--json", "again.json"]
+    again = [*shlex.split(record["command"])[2:], "--json", "again.json"]
     assert invoke(*again).exit_code == 1
     both = [[row["psnr"] for row in json.loads(Path(name).read_text())["rows"]] for name in ("c.json", "again.json")]
     assert both[0] == both[1]

@@ -1,39 +1,54 @@
-"""deepinv's DDRM, DiffPIR and DPS beside ours: the same network, operator, measurements and number of network calls.
+"""deepinv's DDRM, DiffPIR and DPS beside ours on a folder of clean pictures: PSNR, SSIM, time.
 
-deepinv's methods get the prior as a Denoiser and the operator as a Physics, and have their defaults but for the number of
-steps. Seconds are of the whole call, network included. Scores are those of one sample, rounded to 8 bits.
+    python benchmarks/compare_deepinv.py --data photos/ --operator gaussian_blur:sigma=2 --noise 0.05 --limit 6 --crop 128
+    python benchmarks/compare_deepinv.py --data photos/ --operator inpaint:keep=0.3 --noise 0.05 --calls 20 --solver dpir \\
+        --solver ddrm --peer ddrm --peer diffpir --json compared.json
+
+All methods get the same network, operator, measurements and number of network calls. deepinv's get the prior as a Denoiser
+and the operator as a Physics, and keep their defaults except for the number of steps. Seconds are those of the whole call,
+network included. Scores are those of one sample, rounded to 8 bits.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import click
 import torch
 
 import invdiff
 from invdiff import solvers
+from invdiff.cli import errors, options, tables
 from invdiff.errors import NumericalError, UsageError, unknown
-from invdiff.evaluation.measured_folder import Picture
-from invdiff.noise import Gaussian, NoiseModel
+from invdiff.evaluation.measured_folder import Picture, read_pictures
+from invdiff.files.images import write_json
+from invdiff.machine.versions import package_versions
+from invdiff.noise import Gaussian, NoiseModel, noise_model
 from invdiff.operator.contract import Operator
+from invdiff.operator.from_file import absolute
+from invdiff.operators import resolve_operator
 from invdiff.priors.counted import CountedPrior
 from invdiff.priors.prior import Prior
+from invdiff.restoration.api import resolve_prior
 from invdiff.scores.comparison import as_image, window
 from invdiff.scores.metrics import psnr, ssim
 from invdiff.scores.statistics import Paired, paired
 
 SMALLEST_SSIM = 11
-"""Pixels a side from which on there is an SSIM."""
+"""Pixels a side of the smallest image that has an SSIM."""
 
 Restored = tuple[torch.Tensor, int, str]
-"""(1, C, H, W), network calls that were made, and the method as it is to be called."""
+"""The restored image (1, C, H, W), the number of network calls made, and the method's name for the table."""
 Peer = Callable[[Any, Any, torch.Tensor, int, int], torch.Tensor]
+"""(denoiser, physics, y, network calls, seed) -> the restored image (1, C, H, W)."""
 
 
 def ddrm(denoiser: Any, physics: Any, y: torch.Tensor, calls: int, seed: int) -> torch.Tensor:
@@ -54,7 +69,7 @@ def diffpir(denoiser: Any, physics: Any, y: torch.Tensor, calls: int, seed: int)
 def dps(denoiser: Any, physics: Any, y: torch.Tensor, calls: int, seed: int) -> torch.Tensor:
     from deepinv.sampling import DPS
 
-    # Without a generator it ignores the seed.
+    # Without a generator DPS ignores the seed.
     rng = torch.Generator(y.device)
     return DPS(denoiser, num_steps=calls, device=y.device, dtype=torch.float32, rng=rng)(y, physics, seed=seed)
 
@@ -67,14 +82,14 @@ HEAD = (
     *("PSNR mean / median", "PSNR - the first's (95 %)", "SSIM mean / median", "s/image"),
 )
 NOTE = (
-    "The difference is that of the mean PSNR on the same measurements to the first method with as many calls, with its 95 % "
-    "interval; *: a real one, by interval and Wilcoxon test (which takes six images or more). s/image: median."
+    "The difference is the mean PSNR minus that of the first method with as many calls, on the same measurements, with its "
+    "95 % interval; *: significant by that interval and by the Wilcoxon test (which takes six images or more). s/image: median."
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One method with one number of calls. psnr (dB), ssim, seconds: by picture; failed: picture -> why."""
+    """One method with one number of calls. psnr (dB), ssim, seconds: by picture; failed: picture -> reason."""
 
     method: str
     calls: int
@@ -158,7 +173,8 @@ def compare(
     """A row for the measurement itself, where it is a picture, and then for every number of calls one for each of our
     solvers (NAME, NAME:key=value,... or auto) and each peer, as they are computed.
 
-    What fails on a picture is told in `failed`; deepinv's DDRM fails on a Physics without a mask of singular values.
+    A row's `failed` names the pictures on which its method failed; deepinv's DDRM fails on a Physics without a mask of
+    singular values.
     Raises UsageError as `check`.
     """
     check(operator, noise, peers, specs)
@@ -173,7 +189,7 @@ def compare(
 
 
 def references(rows: Iterable[Row]) -> dict[int, Row]:
-    """Number of calls -> the first row with it, which the others are compared with."""
+    """Number of calls -> the first row with that number, which the others are compared with."""
     found: dict[int, Row] = {}
     for row in rows:
         found.setdefault(row.calls, row)
@@ -232,9 +248,101 @@ def _theirs(given: tuple[Operator, NoiseModel, Prior], name: str, calls: int, se
     counted = CountedPrior(prior)
     devices = [prior.device] if prior.device.type == "cuda" else []
     try:
-        # It seeds the global generators, which are nobody's business, and takes seed 0 for none.
+        # deepinv seeds the global generators, which are restored here, and takes seed 0 for no seed.
         with torch.random.fork_rng(devices):
             restored = PEERS[name](counted.to_deepinv(), physics, picture.y[None].to(prior.device), calls, seed + 1)
     except Exception as error:  # somebody else's code: its failure is a result
         raise PeerError(f"{type(error).__name__}: {error}") from error
     return restored, counted.calls, f"deepinv {name}"
+
+
+class Script(options.Command):
+    """The command of a script: what it raises becomes one line and an exit code, as with `invdiff`."""
+
+    debug = False
+
+    def main(self, *args: Any, **settings: Any) -> Any:
+        settings |= {"prog_name": "python benchmarks/compare_deepinv.py", "standalone_mode": False}
+        try:
+            code = super().main(*args, **settings)
+        except Exception as error:
+            code = errors.report(error, self.debug)
+        sys.exit(code)
+
+
+@click.command(cls=Script)
+@click.option("--data", metavar="DIR", required=True, help="Folder of clean pictures.")
+@options.operator_option
+@click.option("--noise", metavar="SIGMA", required=True, help="Noise level sigma_y, [0, 1] units: 0.05 or 12.75/255.")
+@click.option(
+    "--calls", type=click.IntRange(min=2), multiple=True, default=(20, 100), help="Network calls a sample; repeatable."
+)
+@click.option("--solver", "specs", metavar="SPEC", multiple=True, default=("auto",), help="One of ours; repeatable.")
+@click.option(
+    "--peer", "peers", metavar="NAME", multiple=True, default=tuple(PEERS), help="One of deepinv's; repeatable."
+)
+@options.count("--limit", help="Use the first N pictures.")
+@options.count("--crop", metavar="S", help="Use the middle S x S pixels of each.")
+@options.prior_option
+@options.seed_option
+@options.hardware_options
+@click.option("--json", "json_file", metavar="FILE", help="Write every number, picture by picture.")
+@options.quiet_option
+def compare_deepinv(
+    data: str,
+    operator: str,
+    noise: str,
+    calls: tuple[int, ...],
+    specs: tuple[str, ...],
+    peers: tuple[str, ...],
+    limit: int | None,
+    crop: int | None,
+    prior: str,
+    seed: int,
+    device: str,
+    precision: str,
+    json_file: str | None,
+    quiet: bool,
+) -> int:
+    """Restore a folder with deepinv's DDRM, DiffPIR and DPS and with ours: PSNR, SSIM, time."""
+    A, model = resolve_operator(operator), noise_model(noise)
+    check(A, model, peers, specs)
+    network = resolve_prior(prior, device, precision)
+    pictures = read_pictures(data, A, model, network, crop=crop, limit=limit, seed=seed)
+    for path, reason in pictures.failed:
+        click.echo(errors.about(Path(path), reason), err=True)
+    rows = []
+    for row in compare(pictures.usable, A, model, network, calls=calls, specs=specs, peers=peers, seed=seed):
+        rows.append(row)
+        if row.failed:
+            key, reason = next(iter(row.failed.items()))
+            click.echo(
+                f"{row.method}, {row.calls} calls: failed on {len(row.failed)} pictures; {key}: {reason}", err=True
+            )
+        if not quiet:
+            click.echo(f"{row.method}, {row.calls} calls: done", err=True)
+    first = references(rows)
+    if not quiet:
+        click.echo(tables.table(HEAD, [row.cells(first[row.calls]) for row in rows], wrapped=0))
+        click.echo(f"\n{NOTE}")
+    if json_file is not None:
+        record = {
+            "kind": "compare_deepinv",
+            "format": 1,
+            "command": options.repeat_command(operator=absolute(operator), json_file=None),
+            "operator": A.spec,
+            "noise": model.spec,
+            "seed": seed,
+            "prior": network.describe(),
+            "data": {"path": data, "images": len(pictures.usable), "crop": crop, "fingerprint": pictures.fingerprint},
+            "rows": [row.record(first[row.calls]) for row in rows],
+            "versions": package_versions(),
+        }
+        write_json(json_file, record)
+        if not quiet:
+            click.echo(f"written: {json_file}")
+    return 1 if pictures.failed else 0
+
+
+if __name__ == "__main__":
+    compare_deepinv()
