@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from invdiff import doctor
-from invdiff.cli.operators_check import text
+from invdiff.cli.operators import text
 from invdiff.operators import Downsample
 
 

@@ -142,6 +142,12 @@ def _quantiles(text: str) -> tuple[float, ...]:
     return numbers
 
 
+def _shape(text: str) -> tuple[int, ...]:
+    from invdiff.specs.parameters import shape
+
+    return shape(text)
+
+
 def _fraction(text: str) -> float:
     from invdiff.specs.parameters import fraction
 
@@ -154,6 +160,7 @@ KEY_VALUE = Parsed("key=value", _pair, "of the form key=value", "=")
 SAMPLES = Parsed("samples", lambda text: _whole(text, "auto"), "a whole number of at least 1, nor auto")
 TILE = Parsed("tile", lambda text: _whole(text, "auto", "off"), "a number of pixels, auto or off")
 QUANTILES = Parsed("quantiles", _quantiles, "a list of different numbers between 0 and 1, such as 0.05,0.95", ",")
+SHAPE = Parsed("shape", _shape, "a shape such as 3x64x64", "x")
 FRACTION = Parsed("fraction", _fraction, "a number or a quotient such as 1/255")
 NUMBERS = Parsed("numbers", _list(_whole), "a list of whole numbers above 0, such as 32,64,128", ",")
 

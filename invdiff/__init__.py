@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from invdiff.specs.faces import face
 
 if TYPE_CHECKING:
-    from invdiff import noise, operators, priors, samplers, solvers
+    from invdiff import doctor, noise, operators, priors, samplers, solvers
     from invdiff.diffusion.schedule import Schedule
     from invdiff.errors import InvdiffError, UsageError
     from invdiff.evaluation.api import evaluate
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = face(
     __name__,
     {
-        "noise": "", "operators": "", "priors": "", "samplers": "", "solvers": "",
+        "doctor": "", "noise": "", "operators": "", "priors": "", "samplers": "", "solvers": "",
         "InvdiffError": "invdiff.errors", "UsageError": "invdiff.errors",
         "Operator": "invdiff.operator.contract", "Prior": "invdiff.priors.prior", "Problem": "invdiff.problem.problem",
         "Schedule": "invdiff.diffusion.schedule", "Solution": "invdiff.restoration.solution",
@@ -30,6 +30,6 @@ __getattr__, __dir__ = face(
     },
 )  # fmt: skip
 __all__ = [
-    "InvdiffError", "Operator", "Prior", "Problem", "Schedule", "Solution", "UsageError", "__version__", "degrade",
+    "InvdiffError", "Operator", "Prior", "Problem", "Schedule", "Solution", "UsageError", "__version__", "degrade", "doctor",
     "evaluate", "load_prior", "noise", "operators", "priors", "restore", "samplers", "solvers", "states",
 ]  # fmt: skip
