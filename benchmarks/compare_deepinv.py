@@ -83,7 +83,8 @@ HEAD = (
 )
 NOTE = (
     "The difference is the mean PSNR minus that of the first method with as many calls, on the same measurements, with its "
-    "95 % interval; *: significant by that interval and by the Wilcoxon test (which takes six images or more). s/image: median."
+    "95 % interval; *: significant by that interval and the Wilcoxon test (which takes six images or more). "
+    "s/image: median."
 )
 
 

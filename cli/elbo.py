@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +23,12 @@ EXAMPLES = """
 # a minute on two cores
 invdiff prior elbo natural --data photos/ --limit 8 --crop 64 --timesteps 50
 
-# all terms of the bound, as numbers and as a plot of L_t over t
-invdiff prior elbo runs/mine --data photos/ -o bound.json --plot bound.png
+# all terms of the bound, L_t over t included
+invdiff prior elbo runs/mine --data photos/ -o bound.json
 """
+
+MARK = "invdiff prior elbo"
+"""Text near the beginning of the file, by which a later run knows that it may replace it."""
 
 
 @click.command("elbo", cls=options.Command, epilog=EXAMPLES)
@@ -39,8 +40,8 @@ invdiff prior elbo runs/mine --data photos/ -o bound.json --plot bound.png
     required=True,
     help="Images: a folder (with sub-folders), a file or a pattern; repeatable.",
 )
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N images.  [default: all]")
-@click.option("--crop", type=click.IntRange(min=1), metavar="PX", help="Only the centre PX x PX pixels of each.")
+@options.count("--limit", help="Only the first N images.  [default: all]")
+@options.count("--crop", metavar="PX", help="Only the centre PX x PX pixels of each.")
 @click.option(
     "--timesteps",
     type=click.IntRange(min=3),
@@ -61,12 +62,9 @@ invdiff prior elbo runs/mine --data photos/ -o bound.json --plot bound.png
 )
 @options.seed_option
 @options.hardware_options
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), metavar="N", help="Run together.  [default: by the images' size]"
-)
+@options.count("--batch-size", help="Noise images in one call of the network.  [default: by the images' size]")
 @click.option("-o", "--out", metavar="OUT.json", help="Write everything, each L_t and each image included.")
-@click.option("--plot", metavar="OUT.png", help="Plot L_t over t.")
-@click.option("--overwrite", is_flag=True, help="Replace existing files that this command did not write.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file that this command did not write.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of the table.")
 @options.quiet_option
 def elbo(
@@ -82,7 +80,6 @@ def elbo(
     precision: str,
     batch_size: int | None,
     out: str | None,
-    plot: str | None,
     overwrite: bool,
     as_json: bool,
     quiet: bool,
@@ -95,14 +92,15 @@ def elbo(
     """
     from tqdm import tqdm
 
-    from invdiff.files.atomic import all_or_nothing
     from invdiff.files.images import list_images, write_json
     from invdiff.machine.versions import package_versions
     from invdiff.restoration.api import resolve_prior
     from invdiff.scores.bound import variational_bound
 
     paths = list_images(data)[:limit]
-    targets = _targets(out, plot, overwrite, paths)
+    if out is not None and not out.lower().endswith(".json"):
+        raise UsageError(f"-o {out}: must end in .json")
+    targets = files.check_results({"-o": out}, overwrite, lambda path: files.holds(path, MARK))
     images, inputs = _read(paths, crop)
     network = resolve_prior(prior, device, precision)
     bar_off = quiet or not sys.stderr.isatty()
@@ -123,19 +121,10 @@ def elbo(
             names=[str(path) for path in paths],
             progress=progress,
         )
-    words = ["invdiff", "prior", "elbo", prior, *(word for source in data for word in ("--data", source))]
-    for name, value in (("limit", limit), ("crop", crop), ("timesteps", timesteps), ("batch-size", batch_size)):
-        words += [] if value is None else [f"--{name}", str(value)]
-    words += ["--decoder", decoder, "--variance", variance, "--seed", str(seed)]
-    words += ["--device", device, "--precision", precision]
-    record = {"prior": network.describe(), "bits_per_dimension": bound.to_dict(), "seed": seed, "crop": crop}
-    record |= {"inputs": inputs, "output": {"path": out, "plot": plot}, "versions": package_versions()}
-    record |= {"command": shlex.join(words)}
-    with all_or_nothing():
-        if out is not None:
-            write_json(out, record)
-        if plot is not None:
-            _plot(bound, prior, Path(plot))
+    if out is not None:
+        record = {"kind": MARK, "prior": network.describe(), "bits_per_dimension": bound.to_dict(), "seed": seed}
+        record |= {"crop": crop, "inputs": inputs, "output": {"path": out}, "versions": package_versions()}
+        write_json(out, record | {"command": options.repeat_command(out=None)})
     deep = sum(not item["description"].startswith("8-bit") for item in inputs)
     if deep and decoder == "discrete" and not quiet:
         click.echo(
@@ -149,41 +138,6 @@ def elbo(
         click.echo(_table(bound, prior, images))
         for target in targets:
             click.echo(f"written: {target}")
-
-
-def _targets(out: str | None, plot: str | None, overwrite: bool, inputs: Sequence[Path]) -> list[Path]:
-    """The files to write, refused before anything is computed if they could not be, or would replace someone else's."""
-    own = _written_before(Path(out)) if out else set()
-    targets = []
-    for option, name, suffix in (("-o", out, ".json"), ("--plot", plot, ".png")):
-        if name is None:
-            continue
-        path = Path(name)
-        if path.suffix.lower() != suffix:
-            raise UsageError(f"{option} {name}: must end in {suffix}")
-        if path.is_dir():
-            raise ImageError(f"cannot write {path}: it is a folder; choose another {option}")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-            raise ImageError(
-                f"cannot write {path}: {folder} is no folder that you may write to; choose another {option}"
-            )
-        if path.resolve() in {source.resolve() for source in inputs}:
-            raise UsageError(f"{path} is an input and would be overwritten; choose another {option}")
-        if path.exists() and not overwrite and path.resolve() not in own:
-            raise UsageError(f"{path} exists and was not written by this command; choose another, or use --overwrite")
-        targets.append(path)
-    return targets
-
-
-def _written_before(record: Path) -> set[Path]:
-    """The files of an earlier run that wrote this record."""
-    try:
-        content = json.loads(record.read_text(encoding="utf-8"))
-        names = content["output"].values() if "bits_per_dimension" in content else ()
-        return {record.resolve(), *(Path(name).resolve() for name in names if name)} if names else set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()
 
 
 def _read(paths: Sequence[Path], crop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
@@ -231,23 +185,3 @@ def _number(value: float | None) -> str:
     if value is None or value != value:
         return "-"
     return f"{value:.4f}" if value == 0 or abs(value) >= 1e-3 else f"{value:.1e}"
-
-
-def _plot(bound: Bound, prior: str, path: Path) -> None:
-    """L_t with its standard errors over t = 1 .. T-1, both logarithmic, as a PNG."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    from invdiff.files.atomic import atomic_path
-
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.errorbar(bound.t, bound.L_t, np.nan_to_num(bound.L_t_error), fmt=".", ms=4, lw=0.8, color="tab:blue")
-    axes.set(xscale="log", yscale="log", xlabel="t", ylabel="L_t, bits per dimension", xlim=(0.8, bound.steps))
-    parts = f"L_T {bound.L_T.value:.2g},  sum of L_t {bound.diffusion.value:.3f},  L_0 {bound.L_0.value:.3f}"
-    axes.set_title(f"{prior}: {bound.total.value:.3f} bits per dimension\n{parts}", fontsize=10)
-    axes.grid(True, which="major", alpha=0.4)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -225,6 +226,44 @@ def replacing(job: Job) -> Iterator[None]:
         yield
         for path in job.earlier:
             discard(path)
+
+
+def check_results(results: Mapping[str, str | None], overwrite: bool, own: Callable[[Path], bool]) -> list[Path]:
+    """The files that options such as --json ask for, checked before anything is computed.
+
+    results: option -> file, None where it is not given; own: whether an earlier run of the command wrote a file.
+    Raises ImageError for a file that cannot be written, UsageError for one that is named twice, or that is there and not
+    the command's own.
+    """
+    targets: list[Path] = []
+    for option, name in results.items():
+        if name is None:
+            continue
+        path = Path(name)
+        if path.is_dir():
+            raise ImageError(f"cannot write {path}: it is a folder; choose another {option}")
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        try:  # permissions alone do not tell: a disk may be read-only, or no disk at all
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise ImageError(
+                f"cannot write {path}: {folder} is no folder that you may write to; choose another {option}"
+            ) from error
+        if path.resolve() in {target.resolve() for target in targets}:
+            raise UsageError(f"{' and '.join(results)} both name {path}; give two files")
+        if path.exists() and not overwrite and not own(path):
+            raise UsageError(f"{path} exists and was not written by this command; choose another, or use --overwrite")
+        targets.append(path)
+    return targets
+
+
+def holds(path: Path, mark: str) -> bool:
+    """Whether a text file has `mark` near its beginning, by which a command knows what it wrote itself."""
+    try:
+        return mark in path.read_text(encoding="utf-8")[:2000]
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def sha256(path: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,9 +32,7 @@ invdiff tune --data photos/ --operator inpaint:keep=0.3 --noise 0.05 --solver dd
 @options.operator_option
 @click.option("--noise", metavar="SIGMA|SPEC", required=True, help="Noise of the measurements, as for `degrade`.")
 @click.option("--solver", metavar="SPEC", required=True, help="Solver: NAME, or NAME:key=value,..., whose values stay.")
-@click.option(
-    "--steps", type=click.IntRange(min=1), metavar="N", help="Its steps; every trial pays as many network calls."
-)
+@options.count("--steps", help="Its steps; every trial makes as many network calls.")
 @click.option(
     "--fix",
     "fixed",
@@ -47,21 +44,16 @@ invdiff tune --data photos/ --operator inpaint:keep=0.3 --noise 0.05 --solver dd
 @click.option(
     "--only", metavar="KEY", multiple=True, help="Search this setting alone; repeatable.  [default: docs/tuning.md]"
 )
-@click.option("--trials", type=click.IntRange(min=1), metavar="N", default=50, help="Settings to try, in all.")
+@options.count("--trials", default=50, help="Settings to try, in all.")
 @click.option(
     "--metric",
     type=click.Choice(["psnr", "ssim", "crps"]),
     default="psnr",
     help="crps: the samples' spread counts too.",
 )
-@click.option(
-    "--samples",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Samples for each picture, whose mean counts.  [default: 1; 4 for crps]",
-)
+@options.count("--samples", help="Samples for each picture, whose mean is scored.  [default: 1; 4 for crps]")
 @click.option("--limit", type=click.IntRange(min=2), metavar="N", help="Use the first N pictures.")
-@click.option("--crop", type=click.IntRange(min=1), metavar="S", help="Use the middle S x S pixels of each.")
+@options.count("--crop", metavar="S", help="Use the middle S x S pixels of each.")
 @options.prior_option
 @options.seed_option
 @options.hardware_options
@@ -148,16 +140,10 @@ def tune(
     except KeyboardInterrupt:
         click.echo(f"stopped; the finished trials are in {journal}, and the same command goes on", err=True)
         raise
-    words = ["invdiff", "tune", "--data", data, "--operator", absolute(operator), "--noise", noise, "--solver", solver]
-    words += [] if steps is None else ["--steps", str(steps)]
-    words += [word for key, value in settings.items() for word in ("--fix", f"{key}={value}")]
-    words += [word for key in only for word in ("--only", key)]
-    words += ["--trials", str(trials), "--metric", metric, "--samples", str(judge.samples), "--seed", str(seed)]
-    words += ["--prior", prior]
-    for option, number in (("--limit", limit), ("--crop", crop)):
-        words += [] if number is None else [option, str(number)]
-    words += ["--allow-test-set"] if reason else []
-    result.preset(shlex.join([*words, "-o", str(target)]), reason or None).save(target)
+    command = options.repeat_command(
+        operator=absolute(operator), samples=judge.samples, out=target, allow_test_set=bool(reason), restart=None
+    )
+    result.preset(command, reason or None).save(target)
     if not quiet:
         click.echo(_report(result))
         click.echo(f"written: {target}")

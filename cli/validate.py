@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
-from invdiff.errors import ImageError, UsageError
-
-from . import options
+from . import files, options
 
 EXAMPLES = """
 # every solver on every problem: twenty minutes of one core
@@ -30,7 +24,7 @@ invdiff validate --solver pigdm --solver dps --problem toys --html toys.html
 """
 
 MARK = "invdiff validate"
-"""What both kinds of file hold near their beginning, so that a later run knows its own."""
+"""Text near the beginning of the JSON and of the HTML file, by which a later run knows that it may replace them."""
 
 
 @click.command("validate", cls=options.Command, epilog=EXAMPLES)
@@ -57,12 +51,7 @@ MARK = "invdiff validate"
     help="Only problems of this kind; repeatable.  [default: all]",
 )
 @click.option("--quick", is_flag=True, help="Fewer noise levels, samples and dimensions: a first impression.")
-@click.option(
-    "--steps",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Noise levels, unless a SPEC says.  [default: 100; quick 20]",
-)
+@options.count("--steps", help="Noise levels, unless a SPEC says.  [default: 100; quick 20]")
 @click.option(
     "--samples", type=click.IntRange(min=20), metavar="N", help="Samples for each problem.  [default: 1000; quick 300]"
 )
@@ -100,7 +89,8 @@ def validate(
     from invdiff.machine.versions import package_versions
     from invdiff.operator.from_file import absolute
 
-    targets = _targets(json_file, html_file, overwrite)
+    results = {"--json": json_file, "--html": html_file}
+    targets = files.check_results(results, overwrite, lambda path: files.holds(path, MARK))
     operators = tuple(map(absolute, operators))  # the text is what the random numbers are keyed by
     chosen = list(dict.fromkeys(specs)) or solvers.names()
     for spec in chosen:
@@ -118,7 +108,7 @@ def validate(
 
         measured = list(running.validate(chosen, cases, seed, progress))
     about = {
-        "command": shlex.join(_words(specs, operators, families, quick, steps, samples, seed)),
+        "command": options.repeat_command(operators=operators, json_file=None, html_file=None),
         "kind": MARK,
         "seed": seed,
         "quick": quick,
@@ -138,61 +128,3 @@ def validate(
         click.echo(f"seed {seed}, {about['seconds']:.0f} seconds")
         for target in targets:
             click.echo(f"written: {target}")
-
-
-def _words(
-    specs: Sequence[str],
-    operators: Sequence[str],
-    families: Sequence[str],
-    quick: bool,
-    steps: int | None,
-    samples: int | None,
-    seed: int,
-) -> list[str]:
-    """The command that gives the same numbers again."""
-    words = ["invdiff", "validate"]
-    for option, values in (("--solver", specs), ("--operator", operators), ("--problem", families)):
-        words += [word for value in values for word in (option, value)]
-    words += ["--quick"] if quick else []
-    for option, number in (("--steps", steps), ("--samples", samples), ("--seed", seed)):
-        words += [] if number is None else [option, str(number)]
-    return words
-
-
-def _targets(json_file: str | None, html_file: str | None, overwrite: bool) -> list[Path]:
-    """The files to write, refused before anything is computed if they could not be, or would replace someone else's."""
-    targets: list[Path] = []
-    for option, name in (("--json", json_file), ("--html", html_file)):
-        if name is None:
-            continue
-        path = Path(name)
-        if path.is_dir():
-            raise ImageError(f"cannot write {path}: it is a folder; choose another {option}")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        if not _writable(folder):
-            raise ImageError(
-                f"cannot write {path}: {folder} is no folder that you may write to; choose another {option}"
-            )
-        if path.resolve() in {target.resolve() for target in targets}:
-            raise UsageError(f"--json and --html both name {path}; give two files")
-        if path.exists() and not overwrite and not _own(path):
-            raise UsageError(f"{path} exists and was not written by this command; choose another, or use --overwrite")
-        targets.append(path)
-    return targets
-
-
-def _writable(folder: Path) -> bool:
-    """Whether a file can be made in a folder. Permissions alone do not tell: a disk may be read-only, or no disk at all."""
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            return True
-    except OSError:
-        return False
-
-
-def _own(path: Path) -> bool:
-    """Whether an earlier run wrote this file."""
-    try:
-        return path.is_file() and MARK in path.read_text(encoding="utf-8")[:2000]
-    except (OSError, UnicodeDecodeError):
-        return False

@@ -491,7 +491,7 @@ def succeed(*arguments: object) -> Result:
 
 def test_the_command_prints_and_writes_the_same_numbers(folder, checkpoint):
     shared = (checkpoint, "--data", "photos", "--crop", "16", "--timesteps", "8")
-    result = succeed(*shared, "-o", "bound.json", "--plot", "out/bound.png")
+    result = succeed(*shared, "-o", "bound.json")
     record = json.loads(Path("bound.json").read_text())
     bound = record["bits_per_dimension"]
     lines = [line.split() for line in result.stdout.splitlines()]
@@ -505,12 +505,7 @@ def test_the_command_prints_and_writes_the_same_numbers(folder, checkpoint):
     assert "--timesteps 8" in record["command"] and record["prior"]["sha256"]
     assert json.loads(succeed(*shared, "--json").stdout) == bound
     assert not succeed(*shared, "--quiet").output
-    from PIL import Image
-
-    with Image.open("out/bound.png") as picture:
-        values = np.asarray(picture.convert("L"))
-    assert values.shape[0] > 200 and values.std() > 5  # something is drawn
-    succeed(*shared, "-o", "bound.json", "--plot", "out/bound.png")  # its own files may be replaced
+    succeed(*shared, "-o", "bound.json")  # its own files may be replaced
     assert json.loads(Path("bound.json").read_text())["bits_per_dimension"] == bound
 
 
@@ -542,8 +537,7 @@ def test_images_that_are_not_8_bit_are_said_to_be_rounded(folder, checkpoint):
         (["--data", "photos", "--timesteps", "51"], 2, "give a number from 3 to 50"),
         (["--data", "high.tif"], 2, "high.tif has values from 0 to 1.5"),
         (["--data", "photos", "-o", "bound.txt"], 2, "must end in .json"),
-        (["--data", "photos", "--plot", "bound.pdf"], 2, "must end in .png"),
-        (["--data", "photos", "--plot", "photos/a.png"], 2, "photos/a.png is an input"),
+        (["--data", "photos", "-o", "photos/a.png"], 2, "must end in .json"),
         (["--data", "photos", "-o", "other.json"], 2, "other.json exists and was not written by this command"),
         (["--data", "photos", "-o", "text.png/bound.json"], 1, "is no folder that you may write to"),
         (["--data", "photos", "-o", "empty.json"], 1, "it is a folder"),

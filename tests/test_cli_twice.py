@@ -46,7 +46,7 @@ TWICE = {
     "prior import prior -o other": "--overwrite",
     "prior import prior -o other --overwrite": "",
     "prior export prior -o other": "--overwrite",
-    f"prior elbo prior --data clean --crop 16 --timesteps 3 -o e.json --plot e.png {FAST.partition(' ')[2][6:]}": "",
+    f"prior elbo prior --data clean --crop 16 --timesteps 3 -o e.json {FAST.partition(' ')[2][6:]}": "",
     "operators new coded_aperture": "exists",
 }
 
