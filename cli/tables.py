@@ -32,6 +32,15 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
+def duration(seconds: float | None) -> str:
+    """3.2 s, 45 s, 4.3 minutes, 2.1 hours; ? where it is not known."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.3g} minutes" if seconds < 5400 else f"{seconds / 3600:.3g} hours"
+
+
 def parameters(declared: Sequence[Declaration]) -> str:
     """The declared parameters of an operator or solver: name, kind, unit, allowed range, default, help."""
     if not declared:

@@ -469,7 +469,7 @@ def test_missing_data_sets(data: Path, prior: Path) -> None:
         (["quik"], "unknown suite 'quik'. Did you mean 'quick'?"),
         (["quick", "--solver", "ddrm"], "--solver belongs to a run without a suite"),
         (["quick", "--steps", "3"], "--steps belongs to a run without a suite"),
-        (["--data", "clean", *BLUR, "--shard", "3/2"], "'3/2' is no part of a whole"),
+        (["--data", "clean", *BLUR, "--shard", "3/2"], "'3/2' is not a part of the work"),
         (["--data", "nowhere", *BLUR], "--data nowhere: no such folder"),
         (["--data", "clean", *BLUR, "--calibration"], "calibration needs several samples"),
         (["--data", "clean", *BLUR, "--solver", "dsp"], "unknown solver 'dsp'"),
