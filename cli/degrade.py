@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -48,7 +47,7 @@ def degrade(
     operator: str,
     noise: str,
     seed: int,
-    bits: str | None,
+    bits: int | None,
     extension: str | None,
     overwrite: bool,
     skip_existing: bool,
@@ -66,14 +65,13 @@ def degrade(
     from invdiff.operator.from_file import absolute
     from invdiff.operators import resolve_operator
 
-    depth = int(bits) if bits else None
     chosen = resolve_operator(operator)
     noise_model(noise, zero=True)
     jobs = files.plan(
         inputs,
         out,
         extension=extension,
-        bits=depth,
+        bits=bits,
         overwrite=overwrite,
         skip_existing=skip_existing,
         writes=files.MEASUREMENT_BITS,
@@ -87,7 +85,7 @@ def degrade(
             inputs=[job.source], out=job.target, operator=absolute(operator), extension=None
         )
         try:
-            degrade_one(job, chosen, noise, seed, depth, command, quiet)
+            degrade_one(job, chosen, noise, seed, bits, command, quiet)
         except Exception as error:
             line = errors.explain(error)
             if line is None or len(jobs) == 1:
@@ -131,12 +129,12 @@ def degrade_one(
         "command": command,
         "working_folder": os.getcwd(),
     }
+    clipped = 0.0
     with files.replacing(job):
         if job.target.suffix.lower() in WRITABLE_BITS:
             clipped = write_measurement(job.target, y, bits)
         else:
             problem.save(job.target, seed)
-            clipped = 0.0
         shapes = {"image_shape": list(x.shape), "measurement_shape": list(y.shape)}
         write_json(job.record, record | {"output": {"path": str(job.target), "clipped": clipped, **shapes}})
     if quiet:
@@ -144,9 +142,7 @@ def degrade_one(
     for note in notes:
         click.echo(f"note: {job.source.name}: {note}", err=True)
     if clipped:
-        remedy = (
-            "write .tiff or .npy to keep them" if not Path(job.target).suffix.startswith(".tif") else "leave out --bits"
-        )
+        remedy = "leave out --bits" if job.target.suffix.startswith(".tif") else "write .tiff or .npy to keep them"
         click.echo(
             f"warning: {job.target.name}: {100 * clipped:.2g} % of the values were clipped to [0, 1]; {remedy}",
             err=True,

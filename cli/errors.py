@@ -32,25 +32,23 @@ def report(error: BaseException, debug: bool = False) -> int:
         traceback.print_exception(error, file=sys.stderr)
     elif isinstance(error, PluginError) and error.__cause__:
         print_own_traceback(error.__cause__)
-    if isinstance(error, click.UsageError) and type(error).__name__ == "NoArgsIsHelpError":
-        click.echo(error.format_message())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        click.echo(error.format_message())  # type: ignore[attr-defined]
         return 0
-    if isinstance(error, click.UsageError):
-        where = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        where = f" (see {context.command_path} --help)" if context else ""
         click.echo(f"Error: {one_line(error.format_message())}{where}", err=True)
         return error.exit_code
-    if isinstance(error, click.ClickException):
-        click.echo(f"Error: {one_line(error.format_message())}", err=True)
-        return error.exit_code
+    kind = one_line(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)[:300]
     message = explain(error)
     if message is None and (operator := failing_operator(error)):
         if not debug:
             print_own_traceback(error)
-        message = f"operator {operator} failed in its own code: {one_line(f'{type(error).__name__}: {error}')[:300]}"
+        message = f"operator {operator} failed in its own code: {kind}"
     if message is None:
-        kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         hint = "" if debug else "; run it again with --debug for the traceback"
-        message = f"this is a bug in invdiff ({one_line(kind)[:300]}){hint}"
+        message = f"this is a bug in invdiff ({kind}){hint}"
     click.echo(f"Error: {message}", err=True)
     return error.exit_code if isinstance(error, InvdiffError) else 1
 
@@ -66,10 +64,8 @@ def explain(error: BaseException) -> str | None:
         return f"{error.filename}: {DISK_FULL}" if error.filename else DISK_FULL
     if "PytorchStreamWriter failed" in text:
         return f"a checkpoint could not be written; probably {DISK_FULL}"
-    if (
-        isinstance(error, (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError))
-        and error.filename
-    ):
+    of_paths = (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError)
+    if isinstance(error, of_paths) and error.filename:
         return f"{os.fsdecode(error.filename)}: {(error.strerror or 'cannot be used').lower()}; check the path"
     if "torchvision" in text:
         from invdiff.priors.stored.environment import explain_import_failure
@@ -77,10 +73,9 @@ def explain(error: BaseException) -> str | None:
         try:
             with explain_import_failure():
                 raise error
-        except InvdiffError as explained:
-            return one_line(str(explained))
-        except BaseException as other:
-            assert other is error
+        except Exception as explained:
+            if explained is not error:
+                return one_line(str(explained))
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("invdiff"):
         package = error.name.split(".")[0]
         return f"the package {package} is not installed; install it: pip install {package}"

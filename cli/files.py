@@ -1,4 +1,4 @@
-"""From the arguments INPUT... and -o OUT to pairs of files, checked before anything is computed; and the records."""
+"""Inputs and outputs of a command: which file becomes which, what may be replaced, and what their records say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEASUREMENT_BITS = WRITABLE_BITS | {".npz": (32,), ".safetensors": (32,)}
 class Job:
     """One input and where its result goes.
 
-    inside: path of the input below the folder it was found in; suffixes: of its further outputs, such as "-std".
+    inside: the input's path below the folder it was found in; suffixes: those of the companion files, such as "-std".
     """
 
     source: Path
@@ -36,7 +36,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """What the random numbers are keyed by: the file name, so the same file gives the same result anywhere."""
+        """What the random numbers are keyed by: the file's name, so that the same file gives the same result anywhere."""
         return self.source.name
 
     @property
@@ -45,7 +45,7 @@ class Job:
         return self.target.with_name(f"{self.target.name}.json")
 
     def companion(self, suffix: str) -> Path:
-        """A further output: out.png -> out-std.png."""
+        """The path of a companion file: out.png -> out-std.png."""
         return self.target.with_name(f"{self.target.stem}{suffix}{self.target.suffix}")
 
     @property
@@ -75,10 +75,10 @@ def plan(
     """The jobs of a command, in natural order of their inputs.
 
     OUT is a file if it ends in a file type and there is one input; otherwise a folder, in which inputs keep their names
-    and the sub-folders of an input folder. `suffixes`: of the outputs that each job has besides OUT and OUT.json; `reads`:
-    file types of the inputs, of which those in folders that `skips` knows are left out; `writes`: of OUT. Raises
-    UsageError or ImageError, before any computation, for what could not be written: an unknown file type, two inputs
-    for one output, an output that is an input or somebody else's file.
+    and the sub-folders of an input folder. suffixes: those of the companion files. reads, writes: the file types of inputs
+    and of OUT. skips: says which files in input folders are none. Raises UsageError or ImageError, before any computation,
+    for an unknown file type, two inputs for one output, an output that is an input, an existing file that invdiff did not
+    write for this output, and a place where nothing can be written.
     """
     if overwrite and skip_existing:
         raise UsageError("--overwrite and --skip-existing exclude each other; give one of them")
@@ -136,26 +136,20 @@ def _find(
 ) -> list[tuple[Path, Path]]:
     """(path, path below the folder it was found in) of each input, each once; earlier outputs are left out."""
     found: dict[Path, tuple[Path, Path]] = {}
-    ignored = 0
+    ignored, outputs = 0, out.resolve() if out.is_dir() else None
     for argument in inputs:
         root = Path(argument)
         for source in list_images([argument], reads):
-            if root.is_dir() and out.is_dir() and out.resolve() != root.resolve() and _below(source, out):
+            path = source.resolve()
+            if root.is_dir() and outputs in path.parents and outputs != root.resolve():
                 ignored += 1
-                continue
-            if not root.is_file() and skips(source):
-                continue
-            inside = source.relative_to(root) if root.is_dir() else Path(source.name)
-            found.setdefault(source.resolve(), (source, inside))
+            elif root.is_file() or not skips(source):
+                found.setdefault(path, (source, source.relative_to(root) if root.is_dir() else Path(source.name)))
     if ignored:
         click.echo(f"note: {ignored} images below the output folder {out} are not taken as inputs", err=True)
     if not found:
         raise ImageError(f"no images in {', '.join(inputs)} outside the output folder {out}; check the paths")
     return list(found.values())
-
-
-def _below(path: Path, folder: Path) -> bool:
-    return folder.resolve() in path.resolve().parents
 
 
 def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
@@ -168,20 +162,19 @@ def refuse_inputs(jobs: Sequence[Job], inputs: Iterable[Path]) -> None:
 
 
 def _refuse_shared(jobs: Sequence[Job]) -> None:
+    """Raise UsageError if two jobs would write the same file."""
     taken: dict[Path, Path] = {}
     for job in jobs:
         for path in (*job.outputs, *job.earlier):
             other = taken.setdefault(path.resolve(), job.source)
             if other != job.source:
-                raise UsageError(
-                    f"{other} and {job.source} would both be written to {path}; restore them into two folders"
-                )
+                raise UsageError(f"{other} and {job.source} would both be written to {path}; use two output folders")
 
 
 def check_outputs(
     job: Job, bits: int | None, overwrite: bool, writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS
 ) -> None:
-    """Raise ImageError if an output could not be written, UsageError if it exists and invdiff did not write it."""
+    """Raise ImageError if an output could not be written, UsageError if it exists and no earlier run of the job wrote it."""
     own = job.earlier
     for path in job.outputs:
         if path != job.record:
@@ -190,8 +183,8 @@ def check_outputs(
             raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
         if path.exists() and not overwrite and path not in own:
             raise UsageError(
-                f"{path} exists and was not written by invdiff; choose another -o, or use --overwrite "
-                "(replace it) or --skip-existing (keep what is finished)"
+                f"{path} exists and was not written by invdiff (no record {job.record.name} names it); choose another -o, or "
+                "replace it with --overwrite"
             )
 
 

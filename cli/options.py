@@ -15,26 +15,18 @@ from invdiff.machine.device import DEVICES, PRECISIONS
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-class _Layout(click.Command):
-    """Help at most 100 columns wide, examples with their line breaks, and --debug on every command."""
+class Command(click.Command):
+    """A command of this program, with --debug, help of at most 100 columns, and examples that keep their line breaks."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        options["context_settings"] = {
-            "max_content_width": 100,
-            "help_option_names": ["-h", "--help"],
-            "show_default": True,
-        } | options.get("context_settings", {})
+        layout = {"max_content_width": 100, "help_option_names": ["-h", "--help"], "show_default": True}
+        options["context_settings"] = layout | options.get("context_settings", {})
         super().__init__(*args, **options)
+        text = "Show the traceback of an error (also: INVDIFF_DEBUG=1)."
+        hidden = {"expose_value": False, "is_eager": True, "show_default": False}
         self.params.append(
             click.Option(
-                ["--debug"],
-                is_flag=True,
-                expose_value=False,
-                is_eager=True,
-                show_default=False,
-                envvar="INVDIFF_DEBUG",
-                callback=_remember_debug,
-                help="Show the traceback of an error (also: INVDIFF_DEBUG=1).",
+                ["--debug"], is_flag=True, envvar="INVDIFF_DEBUG", callback=_remember_debug, help=text, **hidden
             )
         )
 
@@ -51,11 +43,7 @@ def _remember_debug(ctx: click.Context, parameter: click.Parameter, value: bool)
         ctx.find_root().command.debug = True  # type: ignore[attr-defined]
 
 
-class Command(_Layout):
-    """A command of this program."""
-
-
-class LazyGroup(_Layout, click.Group):
+class LazyGroup(Command, click.Group):
     """A group whose commands are "module:attribute", imported when asked for."""
 
     debug = False
@@ -278,6 +266,7 @@ file_options = together(
     click.option(
         "--bits",
         type=click.Choice(["8", "16"]),
+        callback=lambda context, parameter, value: value and int(value),
         help="Bits per value of PNG and TIFF files.  [default: 8 for PNG, float for TIFF]",
     ),
     click.option(

@@ -153,7 +153,7 @@ def restore(
     compile: bool | None,
     batch_size: int | None,
     tile: int | str,
-    bits: str | None,
+    bits: int | None,
     extension: str | None,
     overwrite: bool,
     skip_existing: bool,
@@ -184,7 +184,6 @@ def restore(
         raise click.UsageError("--tolerance is for --samples auto; add that, or leave it out.")
     if quantiles and samples == 1:
         raise click.UsageError("--quantiles needs more than one sample: add --samples 16, or auto.")
-    depth = int(bits) if bits else None
     layout = Layout(key, axes, scale)
     chosen_operator = None if operator is None else resolve_operator(operator)
     model = None if noise in (None, "auto") else noise_model(noise)
@@ -196,7 +195,7 @@ def restore(
         inputs,
         out,
         extension=extension,
-        bits=depth,
+        bits=bits,
         overwrite=overwrite,
         skip_existing=skip_existing,
         suffixes=companions(samples, quantiles or ()),
@@ -230,7 +229,7 @@ def restore(
         tolerance=TOLERANCE if tolerance is None else tolerance,
         quantiles=quantiles or (),
         seed=seed,
-        bits=depth,
+        bits=bits,
         batch_size=batch_size or default_batch_size(network.device),
         quiet=quiet,
         references=references,

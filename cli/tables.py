@@ -53,19 +53,13 @@ def parameters(declared: Sequence[Declaration]) -> str:
 
 
 def _text(value: Any) -> str:
-    if value is None:
-        return "-"
-    return (
-        "x".join(map(str, value))
-        if isinstance(value, tuple)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def example(name: str, declared: Sequence[Declaration], optional: bool = False) -> str:
-    """A spec to start from: required parameters as place-holders, or (optional) the first two defaults."""
+    """A spec to start from: required parameters as place-holders, else the first default; optional: the last one, too."""
     required = [f"{d.name}={d.kind_name.split()[0].strip(',').upper()}" for d in declared if d.required]
     usual = [d for d in declared if not (d.required or d.default is None or isinstance(d.default, bool))]
     defaults = [f"{d.name}={_text(d.default)}" for d in usual]
@@ -76,7 +70,7 @@ def example(name: str, declared: Sequence[Declaration], optional: bool = False) 
 
 
 def docstring(cls: type) -> str:
-    """The cleaned docstring of a class; what `dataclass` writes in the place of one says nothing."""
+    """The cleaned docstring of a class. A dataclass without one has its signature there, which is not shown."""
     text = inspect.cleandoc(cls.__doc__ or "")
     return "(no docstring says what it does)" if not text or text.startswith(f"{cls.__name__}(") else text
 
