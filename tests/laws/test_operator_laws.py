@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import pickle  # noqa: TID251 - a round trip of our own objects
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pairwise import pairs, thinned
 
 from invdiff import operators
 from invdiff.errors import UsageError
@@ -27,7 +30,29 @@ from .builders import CASES, NONLINEAR, Case
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 1000 * EPS
 GAMMA = 3.0
-every_operator = pytest.mark.parametrize("case", CASES, ids=lambda case: case.label)
+
+
+def factors(case: Case) -> dict[str, str | int]:
+    """What a case is made of: its operator (a chain is an operator of its own), its boundary, its number of channels."""
+    spec, _, _ = case.label.partition("@")
+    boundary = None if "|" in spec else re.search(r"boundary=(\w+)", spec)
+    return {
+        "operator": spec if "|" in spec else re.split("[:,]", spec)[0],
+        "boundary": boundary[1] if boundary else "",
+        "channels": case.shape[0] if len(case.shape) == 3 else 0,
+    }
+
+
+def every_operator(argument: str = "", values: Iterable[Any] = (), each_case: bool = False) -> pytest.MarkDecorator:
+    """Parametrize over the operators, and over the values of one more argument. Thinned: every operator, boundary and number
+    of channels meets each value and each other; with `each_case`, every case comes at least once."""
+    if not argument:
+        params = [pytest.param(case, id=case.label) for case in CASES]
+        return pytest.mark.parametrize("case", thinned(params, [pairs(**factors(case)) for case in CASES]))
+    product = [(case, value) for case in CASES for value in values]
+    params = [pytest.param(*both, id=f"{both[1]}-{both[0].label}") for both in product]
+    rows = [pairs(value=value, **factors(case)) | ({case.label} if each_case else set()) for case, value in product]
+    return pytest.mark.parametrize(("case", argument), thinned(params, rows))
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -182,16 +207,14 @@ EXACT = {f.__name__: f for f in (linearity, adjoint, normal_maps, prox, data_sol
 OF_THE_SVD = {f.__name__: f for f in (svd_product, svd_orthonormal, singular_values, norm)}
 
 
-@every_operator
-@pytest.mark.parametrize("law", EXACT)
+@every_operator("law", EXACT, each_case=True)
 def test_exact_laws(case: Case, law: str) -> None:
     op = case.build()
     error, allowed = EXACT[law](op, case.shape), tolerance(op, case.shape, law)
     assert error <= allowed, f"{case.label}: {law} is off by {error:.2e} > {allowed:.2e}"
 
 
-@every_operator
-@pytest.mark.parametrize("law", [*EXACT, *OF_THE_SVD])
+@every_operator("law", [*EXACT, *OF_THE_SVD])
 def test_laws_of_the_adjoint(case: Case, law: str) -> None:
     op = case.build()
     adjoint_of, shape = op.H, op.measurement_shape(case.shape)
@@ -206,7 +229,7 @@ def test_laws_of_the_adjoint(case: Case, law: str) -> None:
     assert error <= allowed, f"{case.label}: {law} of the adjoint is off by {error:.2e} > {allowed:.2e}"
 
 
-@every_operator
+@every_operator()
 def test_the_defaults_serve_the_adjoint(case: Case) -> None:
     """With the closed forms hidden: A_dagger of A^T is the transpose of A's, and prox_l2, solve_data still hold."""
     op = iterative(case.build()).H
@@ -243,8 +266,7 @@ def test_the_adjoint_iterates_where_u_is_not_known_to_be_orthonormal() -> None:
     assert svd_orthonormal(op.H, shape) > 1e-3
 
 
-@every_operator
-@pytest.mark.parametrize("law", OF_THE_SVD)
+@every_operator("law", OF_THE_SVD)
 def test_laws_of_the_decomposition(case: Case, law: str) -> None:
     op = case.build()
     if not op.has_svd:
@@ -255,7 +277,7 @@ def test_laws_of_the_decomposition(case: Case, law: str) -> None:
     assert error <= ROUNDING, f"{case.label}: {law} is off by {error:.2e}"
 
 
-@every_operator
+@every_operator()
 def test_pseudo_inverse(case: Case) -> None:
     op = case.build()
     k = condition(op, case.shape)
@@ -265,7 +287,7 @@ def test_pseudo_inverse(case: Case) -> None:
     assert error <= allowed, f"{case.label}: off by {error:.2e} > {allowed:.2e} at condition number {k:.1e}"
 
 
-@every_operator
+@every_operator()
 def test_iterations_agree_with_closed_forms(case: Case) -> None:
     op = iterative(case.build())
     assert not op.has_svd
@@ -274,7 +296,7 @@ def test_iterations_agree_with_closed_forms(case: Case) -> None:
     assert data_solve(op, case.shape) <= allowed
 
 
-@every_operator
+@every_operator()
 def test_default_adjoint_is_the_vector_jacobian_product(case: Case) -> None:
     op = case.build()
     y = measurement(op, case.shape)
@@ -284,8 +306,7 @@ def test_default_adjoint_is_the_vector_jacobian_product(case: Case) -> None:
     assert gap(gradient, op.A_vjp(x, y)) <= ROUNDING
 
 
-@every_operator
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@every_operator("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_dtype_is_kept(case: Case, dtype: torch.dtype) -> None:
     op = case.build()
     x, y = image(case.shape).to(dtype), measurement(op, case.shape).to(dtype)
@@ -298,7 +319,7 @@ def test_dtype_is_kept(case: Case, dtype: torch.dtype) -> None:
         assert gap(op.prox_l2(x, y, GAMMA).double(), op.prox_l2(x.double(), y.double(), GAMMA)) <= allowed * (1 + GAMMA)
 
 
-@every_operator
+@every_operator()
 def test_shape_maps_are_consistent(case: Case) -> None:
     op = case.build()
     out = op.measurement_shape(case.shape)
@@ -308,7 +329,7 @@ def test_shape_maps_are_consistent(case: Case) -> None:
     assert op.usable_shape(case.shape) == case.shape
 
 
-@every_operator
+@every_operator()
 def test_pickle_and_spec_round_trip(case: Case) -> None:
     op = case.build()
     x = image(case.shape)
@@ -320,7 +341,7 @@ def test_pickle_and_spec_round_trip(case: Case) -> None:
         assert rebuilt == op and rebuilt.spec == op.spec and torch.equal(rebuilt.A(x), before)
 
 
-@every_operator
+@every_operator()
 def test_observed_and_measured_count(case: Case) -> None:
     op = case.build()
     rows = dense(op, case.shape).abs().sum(1) > 0
@@ -334,7 +355,7 @@ def test_observed_and_measured_count(case: Case) -> None:
         assert float((noisy * (1 - seen)).abs().max()) == 0
 
 
-@every_operator
+@every_operator()
 def test_first_use_in_inference_mode_leaves_autograd_usable(case: Case) -> None:
     op = case.build()
     x, y = image(case.shape), measurement(op, case.shape)
