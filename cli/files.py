@@ -117,9 +117,8 @@ def check_writable(path: Path, bits: int | None = None, writes: Mapping[str, tup
     """Raise ImageError if a file could not be written there, UsageError if its type does not hold these bits."""
     allowed = writes[path.suffix.lower()]
     if bits is not None and bits not in allowed:
-        raise UsageError(
-            f"--bits {bits} does not fit {path}: {path.suffix} holds {' or '.join(map(str, allowed))} bits"
-        )
+        held = " or ".join(map(str, allowed))
+        raise UsageError(f"--bits {bits} does not fit {path}: {path.suffix} holds {held} bits; leave --bits out")
     if path.is_dir():
         raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
     ancestor = path.parent
