@@ -3,7 +3,7 @@
     python benchmarks/mixtures.py [--quick] [--solvers NAME ...] [--dimensions 8 80 800] [--steps 20 100] [--problems 20]
                                   [--particles 1000] [--results mixtures.jsonl] [--markdown docs/tables/mixtures.md]
 
-The problems are those of invdiff/exactness/mixture_benchmark.py; the rows are METHODS below. Every result is appended
+The problems are those of invdiff/exactness/mixture.py; the rows are METHODS below. Every result is appended
 to the file of results as it is made, and what stands there is not computed again, so that a run can be stopped and
 continued. The table holds mean +- 1.96 standard deviations / sqrt(problems). --quick: d = 8, three problems.
 """
@@ -12,37 +12,140 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from invdiff import solvers
 from invdiff.errors import InvdiffError
-from invdiff.exactness.mixture_benchmark import (
-    DIMENSIONS,
-    MEASURED,
-    PROBLEMS,
-    STEPS,
-    MixtureProblem,
-    log_levels,
-    mixture_problem,
-    run_solver,
-    summary,
-)
+from invdiff.exactness.measures import SLICES, sliced_wasserstein
+from invdiff.exactness.mixture import LAST, MEASURED, SIGMA_MAX, UNIT, mixture_problem, schedule
+from invdiff.exactness.problems import ExactProblem
+from invdiff.machine.random import Draws, generator
+from invdiff.priors.counted import CountedPrior
+from invdiff.solvers.solver import Solver
 
 FLOOR = "exact samples"
+DIMENSIONS, STEPS, PROBLEMS, SAMPLES = (8, 80, 800), (20, 100), 20, 1000
+DROWNED = 1e-2
+"""The sqrt(abar) from which on the paper's noise levels are no longer even in sqrt(abar)."""
+
+
+def exact(case: ExactProblem, purpose: str, count: int = SAMPLES) -> torch.Tensor:
+    """(count, d) exact samples; `purpose` names their random numbers."""
+    return case.posterior.sample(count, generator(0, f"{case.name}/exact/{purpose}", 0))
+
+
+def score(case: ExactProblem, samples: torch.Tensor) -> float:
+    """Sliced Wasserstein-1 distance of samples (count, d) to as many exact ones, in the paper's unit.
+
+    The directions are always the same ones, so that two samplers are compared in the same directions.
+    """
+    draws = generator(0, f"{case.name}/slices", 0)
+    directions = torch.randn(samples.shape[1], SLICES, generator=draws, dtype=torch.float64)
+    return UNIT * sliced_wasserstein(samples, exact(case, "reference", len(samples)), directions)
+
+
+def floor(case: ExactProblem, count: int = SAMPLES) -> float:
+    """What exact samples score."""
+    return score(case, exact(case, "floor", count))
+
+
+def singular_values(case: ExactProblem) -> np.ndarray:
+    """(dy,) singular values of A, the largest first."""
+    return torch.linalg.svdvals(case.matrix).numpy()
+
+
+def paper_levels(case: ExactProblem, steps: int) -> list[float]:
+    """The paper's noise levels in [0, 1] units, decreasing: see `paper_times`."""
+    abar = schedule()
+    tau = case.problem.sigma_y * UNIT / singular_values(case)
+    return [float(np.sqrt(1 / abar[t] - 1)) / UNIT for t in paper_times(steps, tau)[::-1] if t > 0]
+
+
+def paper_times(steps: int, tau: np.ndarray) -> list[int]:
+    """The paper's `steps` times t, increasing from 0 to 999, for the noise levels tau (its unit) of the measured directions.
+
+    Even in sqrt(abar) down to sqrt(abar) < 0.01, with the times whose noise is that of a measured direction among them; what
+    is left of `steps` is spread evenly over the rest.
+    """
+    abar = schedule()
+    root, last = np.sqrt(abar), len(abar) - 1
+    noise = 1 / abar - 1
+    met = {int(np.abs(noise - value**2).argmin()) for value in tau} - {0}
+    end = int(np.argmax(root < DROWNED))
+    increase = (root[0] - root[end]) / max(1, steps - 1 - len(met))
+    times = [0]
+    for t in range(1, end):
+        if root[times[-1]] - root[t] >= increase or t in met:
+            times.append(t)
+    times = times[: steps - 1]
+    rest = np.linspace(end, last, steps - len(times)).round().astype(int) if len(times) < steps - 1 else [last]
+    return [*times, *map(int, rest)]
+
+
+def log_levels(steps: int) -> list[float]:
+    """Noise levels even in log sigma from the paper's first one to LAST, in [0, 1] units."""
+    return list(np.geomspace(SIGMA_MAX, LAST, steps)) if steps > 1 else [SIGMA_MAX]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """samples (count, d); nfe: network calls for each of them; seconds; diagnostics: name -> (moves,)."""
+
+    samples: torch.Tensor
+    nfe: float
+    seconds: float
+    diagnostics: Mapping[str, torch.Tensor]
+
+
+def run_solver(solver: Solver, case: ExactProblem, levels: Sequence[float], seed: int = 0, count: int = SAMPLES) -> Run:
+    """`count` samples of a solver that walks these levels: one population of particles, or as many independent runs.
+
+    A population that is larger gives evenly spaced members of it.
+    """
+    rows = count if solver.population == 1 else 1
+    problem = case.problem.rows([0] * rows)
+    draws = Draws([generator(seed, case.name, k) for k in range(rows)], problem.image_shape, problem.y)
+    counted = CountedPrior(case.prior, count)
+    diagnostics: dict[str, list[torch.Tensor]] = {}
+    begin = time.perf_counter()
+    move = None
+    with torch.no_grad():
+        for move in solver.walk(problem, counted, levels, draws):
+            for name, values in move.diagnostics.items():
+                diagnostics.setdefault(name, []).append(values.mean())
+    if move is None:
+        raise RuntimeError(f"{solver.name}: no move for {len(levels)} levels")
+    samples = move.x if move.population is None else move.population[0]
+    if len(samples) > count:
+        samples = samples[torch.linspace(0, len(samples) - 1, count).round().long()]
+    collected = {name: torch.stack(values) for name, values in diagnostics.items()}
+    return Run(samples, counted.images / count, time.perf_counter() - begin, collected)
+
+
+def summary(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and 1.96 standard deviations over sqrt(n), values that are not finite left out."""
+    finite = np.asarray([value for value in values if np.isfinite(value)])
+    if not len(finite):
+        return float("nan"), float("nan")
+    return float(finite.mean()), float(1.96 * finite.std() / len(finite) ** 0.5)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table. spec: of the solver, given (steps, particles); own: levels even in log sigma and the exact start
-    at p_T, in the place of the paper's levels and N(0, I)."""
+    """A row of the table. spec: (steps, particles) -> the solver's spec; own: with levels even in log sigma and the exact
+    start at p_T instead of the paper's levels and N(0, I)."""
 
     spec: Callable[[int, int], str]
     own: bool = False
 
-    def levels(self, case: MixtureProblem, steps: int) -> list[float]:
-        return log_levels(steps) if self.own else case.paper_levels(steps)
+    def levels(self, case: ExactProblem, steps: int) -> list[float]:
+        return log_levels(steps) if self.own else paper_levels(case, steps)
 
 
 def eta(steps: int) -> float:
@@ -72,14 +175,14 @@ def measure(label: str, d: int, dy: int, steps: int, index: int, particles: int)
     """One result: the distance, and what it cost."""
     case = mixture_problem(d, dy, index)
     if label == FLOOR:
-        return {"distance": case.floor()}
+        return {"distance": floor(case)}
     row = METHODS[label]
     initial = "prior" if row.own else "noise"
     solver = solvers.get(row.spec(steps, particles), steps=steps, initial=initial)
     found = run_solver(solver, case, row.levels(case, steps))
     ess = found.diagnostics.get("ess")
     return {
-        "distance": case.score(found.samples),
+        "distance": score(case, found.samples),
         "spec": solver.spec,
         "nfe": found.nfe,
         "seconds": round(found.seconds, 3),

@@ -13,10 +13,13 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from invdiff import solvers
-from invdiff.exactness import mixture_benchmark as mixtures
-from invdiff.exactness.mixture_benchmark import log_levels, mixture_problem, paper_times, run_solver, schedule, summary
+from invdiff.exactness.measures import sliced_wasserstein
+from invdiff.exactness.mixture import MEASURED, SIGMA_MAX, mixture_problem, schedule
 
-CELLS = [(d, dy) for d in (8, 80) for dy in mixtures.MEASURED]
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from mixtures import floor, log_levels, paper_levels, paper_times, run_solver, score, singular_values, summary
+
+CELLS = [(d, dy) for d in (8, 80) for dy in MEASURED]
 
 
 @pytest.mark.parametrize(("d", "dy"), CELLS)
@@ -25,7 +28,7 @@ def test_problem_is_the_papers_in_our_units(d: int, dy: int) -> None:
     case = mixture_problem(d, dy, 0)
     A = case.problem.operator.A(torch.eye(d, dtype=torch.float64)).numpy().T
     values = np.linalg.svd(A, compute_uv=False)
-    np.testing.assert_allclose(values, case.singular_values, rtol=1e-9)
+    np.testing.assert_allclose(values, singular_values(case), rtol=1e-9)
     sigma_y, y = 2 * case.problem.sigma_y, 2 * case.problem.y[0].numpy() - A.sum(1)  # y = (y' + A 1) / 2
     assert 0 < sigma_y < values.max() <= 1
     means = np.array([np.tile([-8.0 * i, -8.0 * j], d // 2) for i in range(-2, 3) for j in range(-2, 3)])
@@ -44,8 +47,8 @@ def test_schedule_is_the_papers() -> None:
     assert len(abar) == 1000 and abar[0] == 1
     np.testing.assert_allclose([abar[1], abar[-1]], [0.98, 4.08e-5], rtol=2e-3)
     case = mixture_problem(8, 1, 0)
-    levels = np.array(case.paper_levels(20))
-    np.testing.assert_allclose(levels[0], mixtures.SIGMA_MAX)
+    levels = np.array(paper_levels(case, 20))
+    np.testing.assert_allclose(levels[0], SIGMA_MAX)
     # sqrt(abar) of DDPM on [0, 1] is the benchmark's
     np.testing.assert_allclose(
         1 / np.sqrt(1 + 4 * levels[-1] ** 2), np.sqrt(abar[np.abs(abar - 1 / (1 + 4 * levels[-1] ** 2)).argmin()])
@@ -75,14 +78,14 @@ def test_sliced_wasserstein_is_scipys() -> None:
     a, b, directions = rng.normal(size=(50, 3)), rng.normal(size=(50, 3)) + 0.4, rng.normal(size=(3, 7))
     units = directions / np.linalg.norm(directions, axis=0)
     expected = np.mean([wasserstein_distance(a @ u, b @ u) for u in units.T])
-    ours = mixtures.sliced_wasserstein(*(torch.from_numpy(part) for part in (a, b, directions)))
+    ours = sliced_wasserstein(*(torch.from_numpy(part) for part in (a, b, directions)))
     np.testing.assert_allclose(ours, expected, rtol=1e-12)
 
 
 def test_floor_is_that_of_exact_samples() -> None:
     """The sampling floor of the definition at d = 8: 0.26 +- 0.06, 0.15 +- 0.08 and 0.06 +- 0.01 for dy = 1, 2, 4."""
     for dy, mean, error in ((1, 0.26, 0.06), (2, 0.15, 0.08), (4, 0.06, 0.01)):
-        found, ours = summary([mixture_problem(8, dy, index).floor() for index in range(10)])
+        found, ours = summary([floor(mixture_problem(8, dy, index)) for index in range(10)])
         assert abs(found - mean) < error + ours, (dy, found, ours)
 
 
@@ -110,7 +113,7 @@ def test_the_best_solver_reaches_its_target(dy: int, target: float) -> None:
     """Three problems of the cell (8, dy) at 100 steps and 1000 particles; all 20 are in docs/tables/mixtures.md."""
     solver = solvers.get("tds:spread=0.5,initial=prior,steps=100,particles=1000")
     cases = [mixture_problem(8, dy, index) for index in range(3)]
-    scores = [case.score(run_solver(solver, case, log_levels(100)).samples) for case in cases]
+    scores = [score(case, run_solver(solver, case, log_levels(100)).samples) for case in cases]
     assert np.mean(scores) < target, scores
 
 
@@ -124,7 +127,7 @@ def test_without_weights_it_would_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(particles, "systematic", identity)
     solver = solvers.get("tds:spread=0.5,initial=prior,steps=50,particles=1000")
     cases = [mixture_problem(8, 1, index) for index in range(3)]
-    scores = [case.score(run_solver(solver, case, log_levels(50)).samples) for case in cases]
+    scores = [score(case, run_solver(solver, case, log_levels(50)).samples) for case in cases]
     assert np.mean(scores) > 0.7, scores
 
 
