@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from tiny import picture, tiny_prior
 
 import invdiff
+from invdiff.cli import options
 from invdiff.cli.main import main
 from invdiff.files.images import write_image
 
@@ -64,7 +65,7 @@ def resolved(words: list[str]) -> click.Context:
         assert chosen is not None, name
         if not isinstance(chosen, click.Group):
             return chosen.make_context(name, words, parent=context)
-        command = chosen
+        command, context = chosen, click.Context(chosen, info_name=name, parent=context)
     return context
 
 
@@ -88,6 +89,21 @@ def test_a_command_parses_and_its_specs_name_what_exists(where: str, words: list
                 invdiff.solvers.get(spec)
     if isinstance(noise := given.get("noise"), str) and noise != "auto":
         invdiff.noise.noise_model(noise, zero=True)
+
+
+@pytest.mark.parametrize(("where", "words"), EXAMPLES, ids=[f"{where}-{n}" for n, (where, _) in enumerate(EXAMPLES)])
+def test_the_command_that_repeats_an_example_says_the_same(where: str, words: list[str]) -> None:
+    try:
+        context = resolved(words)
+    except click.exceptions.Exit:
+        return
+    if isinstance(context.command, click.Group):
+        return
+    program, *again = shlex.split(options.repeat_command(context))
+    assert program == "invdiff" and again[0] == words[0]
+    told = {"overwrite", "skip_existing", "quiet"}  # which files may be replaced, and what is printed
+    found = resolved(again).params
+    assert {key: found[key] for key in found.keys() - told} == {key: context.params[key] for key in found.keys() - told}
 
 
 def test_there_are_examples_to_check() -> None:
