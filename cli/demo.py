@@ -66,7 +66,7 @@ def demo(
     from invdiff.restoration.api import resolve_prior, restore
 
     folder, sigma_y = Path(out), check_noise(noise)
-    files.check_writable(folder / "demo.png")
+    files.check_place(folder / "demo.png", "--out")
     if folder.is_dir() and any(folder.iterdir()) and not files.recorded(folder / "demo.json"):
         raise UsageError(f"{folder} holds other files; choose a new folder, e.g. --out {folder}-2")
     source = Path(image) if image else shipped_photograph()

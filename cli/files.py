@@ -113,21 +113,18 @@ def is_file_name(out: str, several: bool = False, writes: Mapping[str, tuple[int
     raise UsageError(f"cannot write {out}: {path.suffix!r} is none of {types}; for a folder write {out}/")
 
 
-def check_writable(path: Path, bits: int | None = None, writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS) -> None:
-    """Raise ImageError if a file could not be written there, UsageError if its type does not hold these bits."""
-    allowed = writes[path.suffix.lower()]
-    if bits is not None and bits not in allowed:
-        held = " or ".join(map(str, allowed))
-        raise UsageError(f"--bits {bits} does not fit {path}: {path.suffix} holds {held} bits; leave --bits out")
+def check_place(path: Path, option: str = "-o") -> None:
+    """Raise ImageError if no file could be written there: `option` named a folder, or a place in none that takes files."""
     if path.is_dir():
-        raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
-    ancestor = path.parent
-    while not ancestor.exists() and ancestor != ancestor.parent:
-        ancestor = ancestor.parent
-    if not ancestor.is_dir():
-        raise ImageError(f"cannot write {path}: {ancestor} is a file, not a folder; choose another -o")
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise ImageError(f"cannot write {path}: no permission to write in {ancestor}; choose another -o")
+        raise ImageError(f"cannot write {path}: it is a folder; choose another {option}")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    try:  # permissions alone do not tell: a disk may be read-only, or no disk at all
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = "is a file: it is" if folder.is_file() else "is"
+        reason = f"{folder} {what} no folder that you may write to; choose another {option}"
+        raise ImageError(f"cannot write {path}: {reason}") from error
 
 
 def _find(
@@ -173,12 +170,15 @@ def _refuse_shared(jobs: Sequence[Job]) -> None:
 def check_outputs(
     job: Job, bits: int | None, overwrite: bool, writes: Mapping[str, tuple[int, ...]] = WRITABLE_BITS
 ) -> None:
-    """Raise ImageError if an output could not be written, UsageError if it exists and no earlier run of the job wrote it."""
-    own = job.earlier
+    """Raise ImageError if an output could not be written, UsageError if it exists and no earlier run of the job wrote it,
+    or if its file type does not hold these bits."""
+    allowed, own = writes[job.target.suffix.lower()], job.earlier
+    if bits is not None and bits not in allowed:
+        held = f"{job.target.suffix} holds {' or '.join(map(str, allowed))} bits"
+        raise UsageError(f"--bits {bits} does not fit {job.target}: {held}; leave --bits out")
+    check_place(job.target)
     for path in job.outputs:
-        if path != job.record:
-            check_writable(path, bits, writes)
-        elif path.is_dir():
+        if path.is_dir():
             raise ImageError(f"cannot write {path}: it is a folder; choose another -o")
         if path.exists() and not overwrite and path not in own:
             raise UsageError(
@@ -232,16 +232,7 @@ def check_results(results: Mapping[str, str | None], overwrite: bool, own: Calla
         if name is None:
             continue
         path = Path(name)
-        if path.is_dir():
-            raise ImageError(f"cannot write {path}: it is a folder; choose another {option}")
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
-        try:  # permissions alone do not tell: a disk may be read-only, or no disk at all
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ImageError(
-                f"cannot write {path}: {folder} is no folder that you may write to; choose another {option}"
-            ) from error
+        check_place(path, option)
         if path.resolve() in {target.resolve() for target in targets}:
             raise UsageError(f"{' and '.join(results)} both name {path}; give two files")
         if path.exists() and not overwrite and not own(path):

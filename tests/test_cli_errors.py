@@ -159,6 +159,8 @@ def test_outputs_that_cannot_be_written(folder: Path, prior: str) -> None:
     fails(1, "text.png is a file", arguments=["restore", "a.png", "-o", "text.png/x.png", *common])
     fails(1, "text.png is a file", arguments=["degrade", "a.png", "-o", "text.png/y/x.png", *BLUR])
     fails(1, "text.png is a file", arguments=["sample", "-o", "text.png/x.png", "--prior", prior])
+    if Path("/proc/self").exists():  # a folder whose permissions promise what it does not keep
+        fails(1, "/proc is no folder", arguments=["restore", "a.png", "-o", "/proc/x.png", *common])
 
 
 def test_references_that_do_not_fit(folder: Path, prior: str) -> None:
