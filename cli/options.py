@@ -272,8 +272,8 @@ file_options = together(
     click.option(
         "--overwrite",
         is_flag=True,
-        help="Replace any existing output. Without it, only outputs that invdiff wrote itself (those with "
-        "their .json record) are replaced, anything else is refused.",
+        help="Replace any existing output. Without it, only what an earlier run wrote (the files that the record OUT.json "
+        "lists) is replaced, anything else is refused.",
     ),
     click.option("--skip-existing", is_flag=True, help="Leave finished outputs as they are and do the others."),
 )
