@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -49,8 +49,9 @@ def test_it_holds_no_tensor_that_is_gone() -> None:
     for value in range(20):  # the memory of one is given to the next: an address is no name
         y = lasting(torch.full((1000,), float(value)))
         assert latest.of(y, lambda y: y + 1)[0] == value + 1
+        gone = weakref.ref(y)
         del y
-        gc.collect()
+        assert gone() is None
 
 
 def test_the_data_step_follows_its_measurement() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from laws import reference, reference_guidance
 from laws.test_solver_laws import Replay, bias, final, make_problem, moment_errors, path_error
+from together import Together
 
 from invdiff import operators, solvers
 from invdiff.machine.random import Draws, generator
@@ -167,13 +168,12 @@ def test_convergence_law_catches_an_inexact_mean() -> None:
 
 @pytest.mark.parametrize("factor", [1.0, 1.1])
 def test_mmps_samples_the_posterior_of_a_gaussian(factor: float) -> None:
-    """Mean and covariance of samples with our own generators: within 5 standard errors of the exact posterior plus the
+    """Mean and covariance of samples: within 5 standard errors of the exact posterior plus the
     discretisation, which the samples' own law gives. Samples a tenth too wide (the mutation twin) are not."""
     problem, prior, mean, covariance = exact_problem()
     n, spec = 3000, "mmps:iterations=50,transition=ancestral"
     solver = solvers.get(spec, steps=200, sigma_max=20, sigma_min=1e-3)
-    noise = Draws([generator(0, 0, k) for k in range(n)], (6,), problem.y)
-    x = final(problem.rows([0] * n), prior, solver, noise).numpy()
+    x = final(problem.rows([0] * n), prior, solver, Together(n, (6,))).numpy()
     x = x.mean(0) + factor * (x - x.mean(0))
     expected_mean, expected = law_of_samples(spec, 200)
     assert np.abs(expected - covariance).max() < 0.1 * np.abs(covariance).max()
@@ -298,7 +298,7 @@ def test_fast_dips_keeps_its_limit_on_the_residual(operator: Operator) -> None:
     problem, _ = nonlinear_problem(operator, rows=3)
     x = torch.zeros_like(problem.truth)
     limit = 0.7 * float(problem.residual(Still().denoise(x, 1.0)).min())
-    spec = f"fast_dips:iterations=300,descents=20,rho=0.05,budget={limit}"
+    spec = f"fast_dips:iterations=100,descents=20,rho=0.05,budget={limit}"
     estimate = solvers.get(spec).correction(problem, Still())(x, 1.0, 0.0).estimate
     np.testing.assert_allclose(problem.residual(estimate), limit, rtol=0.02)
     wide = 1.001 * float(problem.residual(Still().denoise(x, 1.0)).max())
@@ -401,8 +401,7 @@ def test_bias_of_mcg_is_the_documented_number() -> None:
     """Not affine, so from samples, within 5 standard errors: sqrt(2 / 3n) of a variance ratio over 3 directions (of its own
     size), 1 / sqrt(n) of a mean. Their noise is not that of the samples that the number came from."""
     n, documented = 3000, reference_guidance.SAMPLED["mcg"]
-    noise = Draws([generator(0, 0, k) for k in range(n)], (6,), torch.zeros((), dtype=torch.float64))
-    errors = np.abs(np.array(bias("mcg", noise, n)) - documented)
+    errors = np.abs(np.array(bias("mcg", Together(n, (6,)), n)) - documented)
     assert (errors < 5 * np.array([(2 / (3 * n)) ** 0.5, (2 / (3 * n)) ** 0.5, n**-0.5])).all(), errors
     row = f"| `mcg` | {' | '.join(f'{number:.2f}' for number in documented)} |"
     assert row in (Path(__file__).resolve().parents[2] / "docs" / "solvers.md").read_text()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from laws import reference, reference_decoupled, reference_guidance, reference_particles
 from pairwise import pairs, thinned
+from together import Together
 
 import invdiff
 from invdiff import operators, solvers
@@ -232,8 +233,15 @@ def path_error(
     return float(np.abs(ours - theirs).max() / max(1.0, np.abs(theirs).max()))
 
 
-@pytest.mark.parametrize("solver_spec", AFFINE)
-@pytest.mark.parametrize("operator_spec", ["gaussian_blur:sigma=0.7,size=3,boundary=reflect", "downsample:factor=2"])
+def moment_cases() -> list:
+    """Thinned: every solver's spec, and each method with each operator."""
+    named = ["gaussian_blur:sigma=0.7,size=3,boundary=reflect", "downsample:factor=2"]
+    product = [(solver, operator) for operator in named for solver in AFFINE]
+    rows = [{s} | pairs(method=solvers.get(s).name, operator=operator) for s, operator in product]
+    return thinned([pytest.param(*both, id=f"{both[0]}-{both[1]}") for both in product], rows)
+
+
+@pytest.mark.parametrize(("solver_spec", "operator_spec"), moment_cases())
 def test_sample_moments(solver_spec: str, operator_spec: str) -> None:
     """Mean and covariance of n samples drawn with our own generators lie within 5 standard errors of the recursion's."""
     samples, mean, covariance = drawn(solver_spec, operator_spec)
@@ -326,8 +334,7 @@ def test_bias_is_the_documented_number(spec: str) -> None:
 def test_bias_of_dps_is_the_documented_number() -> None:
     """Within 5 standard errors of n samples: sqrt(2 / 3n) of a variance ratio over 3 directions, 1 / sqrt(n) of a mean."""
     n = 3000
-    noise = Draws([generator(0, 0, k) for k in range(n)], (6,), torch.zeros((), dtype=torch.float64))
-    errors = np.abs(np.array(bias("dps", noise, n)) - PINNED["dps"])
+    errors = np.abs(np.array(bias("dps", Together(n, (6,)), n)) - PINNED["dps"])
     assert (errors < 5 * np.array([(2 / (3 * n)) ** 0.5, (2 / (3 * n)) ** 0.5, n**-0.5])).all(), errors
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
+from together import Together
 
 from invdiff import operators, samplers, solvers
 from invdiff.errors import UsageError
@@ -49,8 +50,7 @@ def gaussian_problem(factor: float = 1.0) -> tuple[Problem, GaussianPrior, Gauss
     return problem, prior, prior.posterior(A, y[0], factor * SIGMA_Y)
 
 
-def final(problem: Problem, prior: Any, solver: Solver, count: int) -> torch.Tensor:
-    noise = Draws([generator(0, 0, k) for k in range(count)], problem.image_shape, problem.y)
+def final(problem: Problem, prior: Any, solver: Solver, noise: Draws, count: int) -> torch.Tensor:
     *_, last = run(problem.rows([0] * count), prior, solver, noise)
     return last.x
 
@@ -74,7 +74,7 @@ def test_an_exact_correction_reaches_the_posterior(transition: str, factor: floa
     _, _, used = gaussian_problem(factor)
     steps = 100 if transition in ("heun", "dpmpp") else 600
     solver = Exact(transition=transition, steps=steps, posterior=used, sigma_max=20, sigma_min=1e-3)
-    found = deviations(final(problem, prior, solver, 3000), exact)
+    found = deviations(final(problem, prior, solver, Together(3000, (N,)), 3000), exact)
     assert (found < 5) == (factor == 1.0), found
 
 
@@ -82,7 +82,7 @@ def test_an_exact_correction_reaches_the_posterior(transition: str, factor: floa
 def test_without_guidance_it_is_the_sampler(transition: str) -> None:
     problem, prior, _ = gaussian_problem()
     solver = solvers.get("pigdm", weight=0, transition=transition, steps=9, sigma_max=5)
-    found = final(problem, prior, solver, 3)
+    found = final(problem, prior, solver, Draws([generator(0, 0, k) for k in range(3)], (N,), problem.y), 3)
     noise = Draws([generator(0, 0, k) for k in range(3)], (N,), problem.y)
     levels = solver.levels(problem, prior)
     x = solver.start(problem.rows([0] * 3), prior, levels[0], noise)
@@ -130,7 +130,7 @@ def test_where_a_path_starts(initial: str) -> None:
     """Mean and variance of the first level: N(1/2, sigma^2 + 1/4), and those of the noised prior."""
     problem, _, _ = gaussian_problem()
     prior = GaussianMixturePrior(torch.tensor([[0.0] * N, [3.0] * N], dtype=torch.float64), 0.01, [0.25, 0.75])
-    noise = Draws([generator(0, 0, k) for k in range(4000)], (N,), problem.y)
+    noise = Together(4000, (N,))
     x = solvers.get("pigdm", initial=initial).start(problem.rows([0] * 4000), prior, 2.0, noise)
     mean, variance = (0.5, 4.25) if initial == "noise" else (2.25, 4 + 0.01 + 9 * 0.25 * 0.75)
     assert ((x.mean(0) - mean).abs() < 5 * (variance / 4000) ** 0.5).all()
