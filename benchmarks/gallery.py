@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ambiguity import best_of_ambiguities
 
 import invdiff
 from invdiff import operators
@@ -26,7 +27,6 @@ from invdiff.files.atomic import atomic_path
 from invdiff.files.images import to_grid, write_image
 from invdiff.operator.contract import Operator
 from invdiff.restoration.api import resolve_prior
-from invdiff.scores.ambiguity import best_of_ambiguities
 from invdiff.scores.comparison import as_image
 from invdiff.scores.metrics import psnr
 from invdiff.specs.parameters import declarations

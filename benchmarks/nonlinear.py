@@ -19,6 +19,7 @@ from pathlib import Path
 
 import skimage.data
 import torch
+from ambiguity import best_of_ambiguities
 
 import invdiff
 from invdiff import operators, solvers
@@ -29,7 +30,6 @@ from invdiff.priors.prior import Prior
 from invdiff.restoration.api import resolve_prior
 from invdiff.restoration.auto import choose
 from invdiff.restoration.recommendation import Score, within
-from invdiff.scores.ambiguity import best_of_ambiguities
 from invdiff.scores.metrics import psnr
 from invdiff.solvers.solver import Solver
 

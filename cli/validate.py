@@ -23,9 +23,6 @@ invdiff validate --solver diffpir:zeta=0.3 --operator downsample --operator gaus
 invdiff validate --solver pigdm --solver dps --problem toys --html toys.html
 """
 
-MARK = "invdiff validate"
-"""Text near the beginning of the JSON and of the HTML file, by which a later run knows that it may replace them."""
-
 
 @click.command("validate", cls=options.Command, epilog=EXAMPLES)
 @click.option(
@@ -90,7 +87,7 @@ def validate(
     from invdiff.operator.from_file import absolute
 
     results = {"--json": json_file, "--html": html_file}
-    targets = files.check_results(results, overwrite, lambda path: files.holds(path, MARK))
+    targets = files.check_results(results, overwrite, lambda path: files.holds(path, page.MARK))
     operators = tuple(map(absolute, operators))  # the text is what the random numbers are keyed by
     chosen = list(dict.fromkeys(specs)) or solvers.names()
     for spec in chosen:
@@ -109,7 +106,7 @@ def validate(
         measured = list(running.validate(chosen, cases, seed, progress))
     about = {
         "command": options.repeat_command(operators=operators, json_file=None, html_file=None),
-        "kind": MARK,
+        "kind": page.MARK,
         "seed": seed,
         "quick": quick,
         "seconds": round(time.perf_counter() - started, 1),

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mixtures import floor, log_levels, paper_levels, paper_times, run_solver, score, singular_values, summary
 from scipy.stats import wasserstein_distance
 
 from invdiff import solvers
 from invdiff.exactness.measures import sliced_wasserstein
 from invdiff.exactness.mixture import MEASURED, SIGMA_MAX, mixture_problem, schedule
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from mixtures import floor, log_levels, paper_levels, paper_times, run_solver, score, singular_values, summary
 
 CELLS = [(d, dy) for d in (8, 80) for dy in MEASURED]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ambiguity import best_of_ambiguities
 from click.testing import CliRunner
 from PIL import Image
 
@@ -18,7 +19,6 @@ from invdiff.errors import UsageError
 from invdiff.files.images import write_image
 from invdiff.operators import jpeg
 from invdiff.priors.gaussian import GaussianPrior
-from invdiff.scores.ambiguity import best_of_ambiguities
 from invdiff.scores.metrics import psnr
 
 

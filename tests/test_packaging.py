@@ -71,7 +71,14 @@ def expected_files() -> dict[str, Path]:
             if path.is_file() and path.suffix != ".pyc" and (path.suffix == ".py" or folder.startswith("checkpoints")):
                 names[f"invdiff/{path.relative_to(ROOT).as_posix()}"] = path
     # What the code reads: recipes, suites, tables of scores, templates of reports.
-    for pattern in ("recipes/*.yaml", "suites/*.yaml", "restoration/*.json", "evaluation/report/*.[hcj][ts]*"):
+    for pattern in (
+        "recipes/*.yaml",
+        "suites/*.yaml",
+        "restoration/*.json",
+        "evaluation/report/*.html",
+        "exactness/*.html",
+        "files/pages/*.[hcj][ts]*",
+    ):
         found = list((ROOT / "invdiff").glob(pattern))
         assert found, pattern
         names |= {path.relative_to(ROOT).as_posix(): path for path in found}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
+import compare_deepinv as peers
 import numpy as np
 import pytest
 import torch
@@ -21,9 +21,6 @@ from invdiff.evaluation.measured_folder import Picture, read_pictures
 from invdiff.files.images import write_image
 from invdiff.noise import noise_model
 from invdiff.priors import GaussianPrior
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import compare_deepinv as peers
 
 SHAPE = (1, 12, 12)
 HOLES = operators.get("inpaint:keep=0.5")

@@ -25,9 +25,10 @@ from synthetic_run import IMAGES, METHODS, OPERATORS, Method, make_cell, write_l
 
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
-from invdiff.evaluation.report import comparing, figures, gallery, results, tables, writing
+from invdiff.evaluation.report import comparing, figures, gallery, results, writing
 from invdiff.evaluation.report.rows import groups
 from invdiff.evaluation.store import load
+from invdiff.files.pages import tables
 
 NASTY = """<script>alert(1)</script>&"'|a_b%$#{}~^\\`*[x](y)"""
 VOID = {"meta", "img", "input", "br", "link", "hr"}

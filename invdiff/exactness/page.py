@@ -2,101 +2,55 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from invdiff.exactness import text as report
-from invdiff.exactness.measures import LIMIT, MEASURES, Score, significant
-from invdiff.exactness.problems import FAMILIES, MIXTURE, ExactProblem
-from invdiff.exactness.running import EXACT, Measured, Row
+from invdiff.exactness.measures import significant
+from invdiff.exactness.problems import ExactProblem
+from invdiff.exactness.running import Measured, Row
+from invdiff.files.pages.rendering import data_uri, render
 
+MARK = "invdiff validate"
+"""Text near the beginning of the page and of the JSON file, by which a later run knows that it may replace them."""
 GRID = 160  # points a side of the density
 PANELS = 5  # in a row
 DOTS = 600  # samples a panel: more hide the density
 
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 1250px; padding: 0 1em; color: #1c1c1c }
-table { border-collapse: collapse; margin: .5em 0 2em; font-variant-numeric: tabular-nums }
-th, td { padding: .15em .7em; text-align: right; border-bottom: 1px solid #e4e4e4; white-space: nowrap }
-th { border-bottom: 2px solid #888; font-weight: 600 } td:first-child, th:first-child, td.left { text-align: left }
-td.off { color: #b3261e } td.exact { color: #116329; font-weight: 600 } tr.floor td { color: #666; font-style: italic }
-img { max-width: 100%; border: 1px solid #e4e4e4 } h3 { margin-bottom: 0 } .note { color: #555 } dt { font-weight: 600 }
-.wide { overflow-x: auto }
-"""
-
 
 def page(measured: Sequence[Measured], skipped: Sequence[tuple[str, str]], about: dict[str, Any]) -> str:
-    """The HTML document. about: command, seed, seconds, versions."""
-    body = ["<h1>How exactly the solvers sample p(x | y)</h1>", _about(about), "<h2>Summary</h2>"]
-    body.append(f"<pre>{html.escape(report.summary(measured))}</pre>")
-    body.append("<h2>What the columns are</h2><dl>")
-    body += [f"<dt>{name}</dt><dd>{html.escape(text)}</dd>" for name, text in MEASURES.items()]
-    body.append(
-        f"<dt>red, or verdict</dt><dd>more than {LIMIT:g} standard errors off what exact, independent samples of the same "
-        "number score; hover over a number to see theirs</dd></dl>"
-    )
-    for family in FAMILIES:
-        found = [part for part in measured if part.case.family == family]
-        if not found:
-            continue
-        body.append(f"<h2>{html.escape(report.TITLES[family])}</h2>")
-        if family == MIXTURE:
-            body.append(f"<pre>{html.escape(report.mixture_table(found))}</pre>")
-        for part in found:
-            body.append(f"<h3>{html.escape(part.case.label)}</h3><p class=note>{html.escape(report.heading(part))}</p>")
-            if any(row.shown is not None for row in part.rows):
-                body.append(_image(picture(part), f"samples over the true density, {part.case.label}"))
-            body.append(_table(part))
-    if skipped:
-        body.append("<h2>Left out</h2><ul>")
-        body += [f"<li>{html.escape(name)}: {html.escape(reason)}</li>" for name, reason in skipped]
-        body.append("</ul>")
-    title = "<title>invdiff validate</title>"
-    head = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">{title}<style>{STYLE}</style></head>'
-    return "\n".join([head, "<body>", *body, "</body></html>"]) + "\n"
-
-
-def _about(about: dict[str, Any]) -> str:
+    """The HTML document. skipped: operators left out, with the reason; about: command, seed, seconds, versions."""
     versions = ", ".join(f"{name} {number}" for name, number in about["versions"].items())
-    facts = f"seed {about['seed']}, {about['seconds']:.0f} seconds; {versions}"
-    return f"<p class=note><code>{html.escape(about['command'])}</code><br>{html.escape(facts)}</p>"
+    return render(
+        Path(__file__).with_name("validation.html"),
+        MARK,
+        title="How exactly the solvers sample p(x | y)",
+        summary=f"seed {about['seed']}, {about['seconds']:.0f} seconds; {versions}",
+        command=about["command"],
+        table=report.summary(measured),
+        columns=list(report.COLUMNS.items()),
+        families=[
+            {"title": report.TITLES[family], "tables": [_shown(*one) for one in report.tables(family, found)]}
+            for family, found in report.by_family(measured).items()
+        ],
+        skipped=skipped,
+    )
 
 
-def _table(part: Measured) -> str:
-    head = ("solver", *report.COLUMNS, "calls", "seconds", "verdict")
-    lines = [f"<tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>", *map(_line, part.rows)]
-    return f"<div class=wide><table>{''.join(lines)}</table></div>"
-
-
-def _line(row: Row) -> str:
-    exact = row.solver == EXACT
-    name = html.escape(row.solver)
-    if row.failure:
-        return f'<tr><td>{name}</td><td class="left" colspan="9">{html.escape(row.failure)}</td></tr>'
-    cost = ("", "") if exact else (report.calls(row), f"{row.seconds:.1f}")
-    kind = "exact" if row.verdict == "exact" else "off"
-    end = "<td></td>" if exact else f'<td class="left {kind}">{html.escape(row.verdict)}</td>'
-    scores = "".join(_cell(row.scores.get(measure)) for measure in report.COLUMNS)
-    costs = "".join(f"<td>{text}</td>" for text in cost)
-    return f"<tr{' class=floor' if exact else ''}><td>{name}</td>{scores}{costs}{end}</tr>"
-
-
-def _cell(score: Score | None) -> str:
-    if score is None:
-        return "<td>-</td>"
-    title = f"exact samples: {significant(score.floor)} +- {score.error:.2g}; {score.deviation:.1f} standard errors off"
-    return f'<td{"" if score.exact else " class=off"} title="{title}">{significant(score.value)}</td>'
-
-
-def _image(png: bytes, words: str) -> str:
-    data = base64.b64encode(png).decode("ascii")
-    return f'<p><img alt="{html.escape(words)}" src="data:image/png;base64,{data}"></p>'
+def _shown(table: report.Table, of: Sequence[Measured]) -> dict[str, Any]:
+    """What the template shows of a table."""
+    plotted = any(row.shown is not None for part in of for row in part.rows)
+    return {
+        "name": of[0].case.label,
+        "table": table,
+        "picture": data_uri(picture(of[0]), "image/png") if plotted else "",
+        "failures": report.failures(of),
+    }
 
 
 def picture(part: Measured) -> bytes:

@@ -1,145 +1,154 @@
-"""The results of a validation as text for a terminal, and as plain data for JSON."""
+"""The results of a validation: tables, text for a terminal, and plain data for JSON."""
 
 from __future__ import annotations
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from invdiff.exactness.measures import LIMIT, MEASURES, REPEATS, Score, significant
-from invdiff.exactness.problems import FAMILIES, GAUSSIAN, MIXTURE, Case
+from invdiff.exactness.problems import FAMILIES, GAUSSIAN, MIXTURE, TOYS, Case
 from invdiff.exactness.running import EXACT, SCORE, Measured, Row
+from invdiff.files.pages.tables import BEST, OFF, Block, Column, Entry, Line, Table, plain
 
-COLUMNS = ("mean", "measured", "unmeasured", "covariance", "wasserstein", "coverage")
 TITLES = {
     GAUSSIAN: "Gaussian prior",
     MIXTURE: "Gaussian mixture of 25 components",
-    "toys": "Mixtures in the plane",
+    TOYS: "Mixtures in the plane",
 }
-_FLOOR = "wasserstein"
-
-LEGEND = [
-    *(f"{name:<12} {text}" for name, text in MEASURES.items()),
-    f"{'floor':<12} the Wasserstein distance of as many exact samples: what no sampler can fall below",
-    f"{SCORE:<12} ancestral steps with the exact E[x_0 | x, y] from the exact start: what finitely many levels alone cost",
-    f"{'calls':<12} network calls of one run; 9x100 where a run of 100 particles makes 9 calls for each",
-    f"{'verdict':<12} exact: no score is more than {LIMIT:g} standard errors off those of exact samples (mean and standard",
-    f"{'':<12} deviation of {REPEATS} sets); else the score that is the most standard errors off. * marks every such score.",
-]
+FLOOR = "wasserstein"
+"""The measure whose sampling floor the tables show."""
+COLUMNS = {
+    **MEASURES,
+    "floor": "the Wasserstein distance of as many exact samples, below which no sampler can fall",
+    SCORE: "ancestral steps with the exact E[x_0 | x, y] from the exact start: what finitely many levels alone cost",
+    "calls": "network calls of one run; 9x100 where a run of 100 particles makes 9 calls for each",
+    "verdict": f"exact: no score is more than {LIMIT:g} standard errors off those of exact samples (mean and standard "
+    f"deviation of {REPEATS} sets); else the score that is the most standard errors off. * or red marks every such score",
+}
+NOTHING = Entry("-")
 
 
 def text(measured: Sequence[Measured]) -> str:
-    """The whole report: a table for each case (the mixture in one table of all cells), a summary, a legend."""
+    """The whole report: a table for each case (one table for all cells of the mixture), a summary, a legend."""
     parts = []
-    for family in FAMILIES:
-        found = [part for part in measured if part.case.family == family]
-        if found:
-            parts.append(f"== {TITLES[family]} ==")
-        parts += [block(part) for part in found if family != MIXTURE]
-        if family == MIXTURE and found:
-            parts.append(mixture_table(found))
-    parts.append(summary(measured))
-    return "\n\n".join([*parts, "\n".join(LEGEND)]) + "\n"
+    for family, found in by_family(measured).items():
+        parts.append(f"== {TITLES[family]} ==")
+        for table, of in tables(family, found):
+            parts.append("\n".join([plain(table), *(f"  {failure}" for failure in failures(of))]))
+    parts.append(plain(summary(measured)))
+    legend = [textwrap.fill(f"{name:<12} {about}", 118, subsequent_indent=" " * 13) for name, about in COLUMNS.items()]
+    return "\n\n".join([*parts, "\n".join(legend)]) + "\n"
 
 
-def heading(part: Measured) -> str:
-    """What was asked, in one line."""
+def by_family(measured: Sequence[Measured]) -> dict[str, list[Measured]]:
+    """The cases of each family that has any."""
+    found = {family: [part for part in measured if part.case.family == family] for family in FAMILIES}
+    return {family: parts for family, parts in found.items() if parts}
+
+
+def tables(family: str, found: Sequence[Measured]) -> list[tuple[Table, Sequence[Measured]]]:
+    """The tables of one family, each with the cases that it shows."""
+    return [(mixture_table(found), found)] if family == MIXTURE else [(case_table(part), [part]) for part in found]
+
+
+def failures(measured: Sequence[Measured]) -> list[str]:
+    """Why solvers gave no result."""
+    return sorted({f"{row.solver}: {row.failure}" for part in measured for row in part.rows if row.failure})
+
+
+def case_table(part: Measured) -> Table:
+    """One case: a line for each solver, under what was asked."""
     case, yardstick = part.case, part.yardsticks[0]
     told = yardstick.directions["measured"].shape[1]
     facts = [f"{told} of {yardstick.problem.size} directions measured", f"{case.samples} samples"]
     facts += [f"{case.steps} noise levels"] + ([f"{len(part.yardsticks)} problems"] if len(part.yardsticks) > 1 else [])
-    return f"{case.family} {case.label}: {', '.join(facts)}"
+    *names, last = MEASURES
+    columns = [
+        Column(name, name, COLUMNS.get(name, "")) for name in (*names, "floor", last, "calls", "seconds", "verdict")
+    ]
+    title = f"{case.family} {case.label}: {', '.join(facts)}"
+    return Table("solver", columns, [Block(title, [Line(row.solver, _entries(row)) for row in part.rows])])
 
 
-def block(part: Measured) -> str:
-    """One case: a line for each solver."""
-    head = ("solver", *COLUMNS[:5], "floor", "coverage", "calls", "seconds", "verdict")
-    rows = [cells(row) for row in part.rows]
-    failures = [f"  {row.solver}: {row.failure}" for row in part.rows if row.failure]
-    return "\n".join([heading(part), aligned(head, rows, left=(0, 10)), *failures])
-
-
-def cells(row: Row) -> list[str]:
-    """One line of a table."""
-    scores = [marked(row.scores.get(name)) for name in COLUMNS]
-    floor = significant(row.scores[_FLOOR].floor) if _FLOOR in row.scores else "-"
-    exact = row.solver == EXACT
-    cost = ["-", "-"] if exact or row.failure else [calls(row), f"{row.seconds:.1f}"]
-    return [row.solver, *scores[:5], floor, scores[5], *cost, "" if exact else row.verdict]
+def _entries(row: Row) -> list[Entry]:
+    *scores, last = (_scored(row.scores.get(name)) for name in MEASURES)
+    cost, verdict = [NOTHING, NOTHING], Entry(row.verdict, mark=BEST if row.verdict == "exact" else "")
+    if not (row.solver == EXACT or row.failure):
+        cost = [Entry(calls(row), row.calls), Entry(f"{row.seconds:.1f}", row.seconds)]
+    return [*scores, _floor(row), last, *cost, Entry("") if row.solver == EXACT else verdict]
 
 
 def calls(row: Row) -> str:
     """Network calls of a run: 100, or 9x100 for 100 particles."""
-    if row.population == 1:
-        return str(row.calls)
-    return f"{row.calls / row.population:g}x{row.population}"
+    return str(row.calls) if row.population == 1 else f"{row.calls / row.population:g}x{row.population}"
 
 
-def marked(score: Score | None) -> str:
-    return "-" if score is None else f"{significant(score.value)}{' ' if score.exact else '*'}"
+def _scored(score: Score | None) -> Entry:
+    if score is None:
+        return NOTHING
+    exact = f"exact samples: {significant(score.floor)} +- {score.error:.2g}"
+    about = f"{exact}; {score.deviation:.1f} standard errors off"
+    return Entry(significant(score.value), score.value, "" if score.exact else OFF, about=about)
 
 
-def aligned(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
-    """Columns under a rule, numbers to the right, the columns of `left` to the left."""
-    widths = [max(len(line[k]) for line in [head, *rows]) for k in range(len(head))]
-
-    def line(parts: Sequence[str]) -> str:
-        return "  ".join(
-            part.ljust(width) if k in left else part.rjust(width)
-            for k, (part, width) in enumerate(zip(parts, widths, strict=True))
-        ).rstrip()
-
-    return "\n".join([line(head), "  ".join("-" * width for width in widths), *map(line, rows)])
+def _floor(row: Row | None) -> Entry:
+    if row is None or FLOOR not in row.scores:
+        return NOTHING
+    return Entry(significant(row.scores[FLOOR].floor), row.scores[FLOOR].floor)
 
 
-def mixture_table(measured: Sequence[Measured]) -> str:
+def mixture_table(measured: Sequence[Measured]) -> Table:
     """Sliced Wasserstein distances, a column for each (d, dy), a line for each solver and number of steps."""
     groups = list(dict.fromkeys(part.case.group for part in measured))
     steps = sorted({part.case.steps for part in measured})
     cell = {(part.case.group, part.case.steps, row.solver): row for part in measured for row in part.rows}
-    solvers = list(dict.fromkeys(row.solver for part in measured for row in part.rows))
     lines = []
-    for solver in solvers:
+    for solver in dict.fromkeys(row.solver for part in measured for row in part.rows):
         for count in steps[:1] if solver == EXACT else steps:
             found = [cell.get((group, count, solver)) for group in groups]
-            costs = {calls(row) for row in found if row is not None and not row.failure}
-            scores = ["-" if row is None or row.failure else marked(row.scores[_FLOOR]) for row in found]
             if solver == EXACT:
-                scores = [significant(row.scores[_FLOOR].floor) if row else "-" for row in found]
-            lines.append([solver, "" if solver == EXACT else ", ".join(sorted(costs)) or "-", *scores])
+                lines.append(Line(solver, [Entry(""), *map(_floor, found)]))
+                continue
+            costs = sorted({calls(row) for row in found if row is not None and not row.failure})
+            scores = [_scored(None if row is None else row.scores.get(FLOOR)) for row in found]
+            lines.append(Line(solver, [Entry(", ".join(costs) or "-"), *scores]))
     counts = dict.fromkeys(f"{len(part.yardsticks)} at {part.case.group.replace(',', ', ')}" for part in measured)
     about = f"{measured[0].case.samples} samples, mean of the problems ({'; '.join(counts)})"
-    failures = sorted({f"  {row.solver}: {row.failure}" for part in measured for row in part.rows if row.failure})
-    table = aligned(("solver", "calls", *groups), lines)
     title = f"sliced Wasserstein distance for each d, dy; in the first line its floor\n{about}"
-    return "\n".join([title, table, *failures])
+    columns = [Column(name, name, COLUMNS.get(name, "d, dy")) for name in ("calls", *groups)]
+    return Table("solver", columns, [Block(title, lines)])
 
 
-def summary(measured: Sequence[Measured]) -> str:
+def summary(measured: Sequence[Measured]) -> Table:
     """A line for each solver over all cases of a family: how often exact, and medians."""
-    families = [family for family in FAMILIES if any(part.case.family == family for part in measured)]
-    head = ["solver"]
-    for family in families:
-        head += [family, *(("mean", "measured", "unmeasured") if family == GAUSSIAN else ()), "W1/floor", "coverage"]
-    solvers = list(dict.fromkeys(row.solver for part in measured for row in part.rows if row.solver != EXACT))
+    shown = {family: ("mean", "measured", "unmeasured") if family == GAUSSIAN else () for family in by_family(measured)}
+    columns = []
+    for family, names in shown.items():
+        columns.append(Column(family, family, f"{TITLES[family]}: on how many of the cases exact"))
+        columns += [Column(f"{family} {name}", name, f"median: {MEASURES[name]}") for name in names]
+        columns.append(Column(f"{family} W1", "W1/floor", "median of the Wasserstein distance over its floor"))
+        columns.append(Column(f"{family} coverage", "coverage", f"median: {MEASURES['coverage']}"))
     lines = []
-    for solver in solvers:
-        line = [solver]
-        for family in families:
-            rows = [r for part in measured if part.case.family == family for r in part.rows if r.solver == solver]
-            line.append(f"{sum(row.verdict == 'exact' for row in rows)} of {len(rows)}" if rows else "-")
-            for name in ("mean", "measured", "unmeasured") if family == GAUSSIAN else ():
-                line.append(_median([row.scores[name].value for row in rows if name in row.scores]))
-            found = [row.scores[_FLOOR] for row in rows if _FLOOR in row.scores]
-            line.append(_median([score.value / score.floor for score in found]))
-            line.append(_median([row.scores["coverage"].value for row in rows if "coverage" in row.scores]))
-        lines.append(line)
+    for solver in dict.fromkeys(row.solver for part in measured for row in part.rows if row.solver != EXACT):
+        entries = []
+        for family, names in shown.items():
+            rows = [r for part in by_family(measured)[family] for r in part.rows if r.solver == solver]
+            exact = sum(row.verdict == "exact" for row in rows)
+            found = [row.scores for row in rows if row.scores]
+            entries.append(Entry(f"{exact} of {len(rows)}", exact) if rows else NOTHING)
+            entries += [_median([scores[name].value for scores in found if name in scores]) for name in names]
+            entries.append(_median([scores[FLOOR].value / scores[FLOOR].floor for scores in found]))
+            entries.append(_median([scores["coverage"].value for scores in found]))
+        lines.append(Line(solver, entries))
     title = "== Summary: on how many cases exact, and medians of the scores =="
-    return "\n".join([title, aligned(head, lines)])
+    legend = f"Red, below: more than {LIMIT:g} standard errors off what exact samples score; point at a number to see theirs."
+    return Table("solver", columns, [Block(title, lines)], legend)
 
 
-def _median(values: Sequence[float]) -> str:
-    return significant(statistics.median(values)) if values else "-"
+def _median(values: Sequence[float]) -> Entry:
+    return Entry(significant(statistics.median(values)), statistics.median(values)) if values else NOTHING
 
 
 def record(measured: Sequence[Measured], skipped: Sequence[tuple[str, str]], about: dict[str, Any]) -> dict[str, Any]:

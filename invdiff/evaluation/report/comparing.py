@@ -9,9 +9,9 @@ from typing import Any
 from invdiff.errors import UsageError
 from invdiff.evaluation.report.results import significant
 from invdiff.evaluation.report.rows import SCORES, Group, Row, compare
-from invdiff.evaluation.report.tables import BEST, Block, Column, Entry, Line, Table, csv_text, number
-from invdiff.evaluation.report.tables import interval as interval_text
 from invdiff.evaluation.store import Run
+from invdiff.files.pages.tables import BEST, Block, Column, Entry, Line, Table, csv_text, number
+from invdiff.files.pages.tables import interval as interval_text
 from invdiff.scores.statistics import Paired, mean_interval
 
 SHARED = ("data", "operator", "noise", "seed", "solver", "steps", "samples", "prior")

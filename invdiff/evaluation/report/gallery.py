@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 
 from invdiff.evaluation.report.rows import Group, Row
 from invdiff.evaluation.store import Run
+from invdiff.files.pages.rendering import data_uri
 
 SIDE = 512
 """Pixels: larger pictures are shrunk to this."""
@@ -218,4 +218,4 @@ def _encoded(image: Any) -> str:
     if max(image.size) > SIDE:
         image.thumbnail((SIDE, SIDE))
     image.save(file, format="PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return data_uri(file.getvalue(), "image/png")

@@ -1,27 +1,24 @@
-"""The HTML documents: one file each, which loads nothing else and works from file://."""
+"""The HTML pages of a run and of the comparison of two runs."""
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from invdiff.evaluation.report import comparing, gallery, results
 from invdiff.evaluation.report.rows import Group, Row
 from invdiff.evaluation.store import Run
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
+from invdiff.files.pages.rendering import data_uri, render
 
 MARK = "invdiff report"
-"""What a page holds near its beginning, so that a later run knows its own."""
+"""Text near a page's beginning, by which a later run knows that it may replace the page."""
 
 HERE = Path(__file__).parent
 POINTS = 200_000
-"""Numbers that the page holds for its plots image by image; more would make it slow."""
+"""The most PSNRs that a page holds for its plots image by image; more would make it slow."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Plot:
 
     @property
     def words(self) -> str:
-        """What it shows, for who does not see it."""
+        """What it shows, as a text for those who do not see it."""
         return {"cost": "PSNR against network calls and seconds", "calibration": "calibration"}.get(
             self.kind, self.kind
         )
@@ -44,7 +41,7 @@ class Plot:
     @property
     def uri(self) -> str:
         """The SVG as a data URI."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode('ascii')}"
+        return data_uri(self.svg, "image/svg+xml")
 
 
 def report(
@@ -74,8 +71,11 @@ def report(
     sections += [("failed", "Failed images")] if failures else []
     sections += [("skipped", "Left out")] if skipped else []
     sections += [("provenance", "Provenance")]
-    return _render(
-        "report.html",
+    return render(
+        HERE / "report.html",
+        MARK,
+        side=gallery.SIDE,
+        brightest=gallery.BRIGHTEST,
         title=f"Evaluation {run.record.get('name') or run.folder.name}",
         summary=summary(run, groups),
         sections=sections,
@@ -102,8 +102,9 @@ def comparison(
     """The page of two runs."""
     groups = [Group({}, [pair.first, pair.second]) for pair in pairs]
     points = _points(groups, [f"{pair.name}: {pair.title}" for pair in pairs], ("A", "B"))
-    return _render(
-        "comparison.html",
+    return render(
+        HERE / "comparison.html",
+        MARK,
         title=f"{a.record.get('name')} (A) and {b.record.get('name')} (B)",
         summary=f"A: {a.folder}. B: {b.folder}. {len(pairs)} cells in common.",
         notes=notes,
@@ -161,18 +162,3 @@ def _points(
 def _finite(row: Row, image: str) -> float | None:
     value = row.values["psnr"].get(image, math.nan)
     return round(value, 3) if math.isfinite(value) else None
-
-
-def _render(template: str, **values: Any) -> str:
-    from markupsafe import Markup
-
-    css, js = (Markup((HERE / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js"))
-    found = _environment().get_template(template)
-    return found.render(mark=MARK, css=css, js=js, side=gallery.SIDE, brightest=gallery.BRIGHTEST, **values)
-
-
-def _environment() -> Environment:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    loader = FileSystemLoader(HERE)
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from invdiff.evaluation.report.rows import ENOUGH, GROUP, SCORES, Group, Row, Score
-from invdiff.evaluation.report.tables import BEST, Block, Column, Entry, Line, Table, csv_text, interval, number
 from invdiff.evaluation.store import Run
+from invdiff.files.pages.tables import BEST, Block, Column, Entry, Line, Table, csv_text, interval, number
 
 LEGEND = (
     "In brackets: 95 % bootstrap interval of the mean over the images. {best}: the best of its group (same data, operator, "

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from invdiff.evaluation.report.tables import BEST, TIED
 from invdiff.evaluation.store import Line, Run
+from invdiff.files.pages.tables import BEST, TIED
 from invdiff.scores.calibration import pooled
 from invdiff.scores.statistics import Interval, Paired, mean_interval, paired
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from invdiff.errors import UsageError
-from invdiff.evaluation.report import comparing, figures, page, results, tables
+from invdiff.evaluation.report import comparing, figures, page, results
 from invdiff.evaluation.report.page import MARK, Plot
 from invdiff.evaluation.report.rows import Group, Row, groups
 from invdiff.evaluation.store import Run, load
 from invdiff.files.atomic import all_or_nothing, atomic_path
+from invdiff.files.pages import tables
 
 PAGE = "report.html"
 OWN_PLOT = re.compile(r"\d{2}-[a-z0-9-]*-(cost|calibration|image-by-image)\.(png|svg)")

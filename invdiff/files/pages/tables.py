@@ -1,4 +1,4 @@
-"""Tables with intervals and marks, and their text as Markdown, LaTeX and CSV."""
+"""Tables with intervals and marks, and how they read as plain text, Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 MISSING = "–"
-BEST, TIED = "best", "tied"
+BEST, TIED, OFF = "best", "tied", "off"
+"""Marks of an entry: the best of its group, not told apart from the best, not as it should be."""
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {"|": r"\textbar{}", "<": r"\textless{}", ">": r"\textgreater{}", "–": "--"}
@@ -21,7 +22,7 @@ _LATEX |= {character: f"{{{character}}}" for character in "-'`[*"}
 
 @dataclass(frozen=True)
 class Entry:
-    """What a table shows in one place. `number` is what it is sorted by, `spread` an interval, `about` a remark."""
+    """One cell of a table. number: what its column is sorted by; spread: an interval; about: a remark."""
 
     text: str = MISSING
     number: float | None = None
@@ -32,7 +33,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Column:
-    """The head of a column. `about` says in a sentence what it holds."""
+    """The head of a column. about: what it holds, in a sentence."""
 
     key: str
     title: str
@@ -41,7 +42,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """A row: its name, an entry for each column, the command that repeats it and what else is known of it."""
+    """A row: its name, an entry for each column, the command that repeats it, and its settings (facts)."""
 
     name: str
     entries: Sequence[Entry]
@@ -51,7 +52,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows that may be compared, under a title."""
+    """Rows that may be compared with each other, under a title."""
 
     title: str
     lines: Sequence[Line]
@@ -59,16 +60,17 @@ class Block:
 
 @dataclass(frozen=True)
 class Table:
-    """`legend` explains the marks, with {best} and {tied} in place of how a kind of file shows them."""
+    """first: head of the column of names; legend: explains the marks, with {best} and {tied} for how a kind of file shows
+    them."""
 
     first: str
     columns: Sequence[Column]
     blocks: Sequence[Block]
-    legend: str
+    legend: str = ""
 
 
 def number(value: float | None, digits: int, sign: str = "") -> Entry:
-    """A number with so many decimals; nothing for None and NaN. sign: "+" to show that of a positive one."""
+    """A number with so many decimals, an empty entry for None and NaN. sign: "+" to show that of positive numbers."""
     return Entry() if value is None or value != value else Entry(_text(value, digits, sign), float(value))
 
 
@@ -79,6 +81,26 @@ def interval(low: float, high: float, digits: int, sign: str = "") -> str:
 
 def _text(value: float, digits: int, sign: str) -> str:
     return f"{round(value, digits) + 0.0:{sign}.{digits}f}"  # -0.001 is 0.00, not -0.00
+
+
+def plain(table: Table) -> str:
+    """For a terminal: each block under its title, numbers to the right; an asterisk marks what is off."""
+    parts = []
+    for block in table.blocks:
+        columns = [[table.first, *(line.name for line in block.lines)]]
+        for head, *entries in zip(table.columns, *(line.entries for line in block.lines), strict=True):
+            marks = ["*" if entry.mark == OFF else "" for entry in entries]
+            columns.append(
+                [head.title, *(f"{e.text}{m:{max(map(len, marks))}}" for e, m in zip(entries, marks, strict=True))]
+            )
+        widths = [max(map(len, column)) for column in columns]
+        (name, *heads), *rows = zip(*columns, strict=True)
+        lines = [(name, *heads), tuple("-" * width for width in widths), *rows]
+        shown = [
+            "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+        ]
+        parts.append("\n".join([block.title, *shown]))
+    return "\n\n".join(parts)
 
 
 def markdown(table: Table, heading: str, notes: Sequence[str]) -> str:
