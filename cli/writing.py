@@ -43,7 +43,7 @@ def quantile_suffix(q: float) -> str:
 
 def finish(reading: Reading, solution: Solution, index: int, count: int, settings: Settings) -> None:
     """Write the files of one image of a batch of `count`, and print its lines."""
-    from invdiff.restoration.solution import standard_error
+    from invdiff.restoration.solution import NOT_FITTED, standard_error
     from invdiff.scores.comparison import compare
 
     job, problem = reading.job, reading.problem
@@ -69,6 +69,8 @@ def finish(reading: Reading, solution: Solution, index: int, count: int, setting
         click.echo(f"{indent}  {reading.estimate}")
     if comparison:
         click.echo(f"{indent}  {comparison}")
+    if solution.misfit and float(residual.max()) > NOT_FITTED:
+        click.echo(f"note: {job.source.name}: {solution.misfit}", err=True)
     if problem.operator.family == "phase":
         click.echo(f"note: {job.source.name}: {AMBIGUOUS}", err=True)
     if len(samples) > 1:

@@ -17,7 +17,8 @@ import torch
 
 from invdiff import operators
 from invdiff.errors import ImageError, InvdiffError, UsageError
-from invdiff.operator.contract import KEPT_SHAPES, Operator
+from invdiff.operator.contract import Operator
+from invdiff.operator.kept import KEPT_SHAPES
 from invdiff.specs.parameters import declarations
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -22,16 +22,13 @@ import torch
 from invdiff.errors import UsageError
 from invdiff.operator import linalg
 from invdiff.operator.gauss_newton import gauss_newton
-from invdiff.operator.kept import Latest
+from invdiff.operator.kept import Kept, Latest
 from invdiff.operator.svd import SVD
 from invdiff.specs.parameters import declarations, format_spec, validate
 from invdiff.specs.registry import Registry
 
 Shape = tuple[int, ...]
 Map = Callable[[torch.Tensor], torch.Tensor]
-
-# Shapes of each kind whose tables an operator keeps: the solvers ask for two or three at a time.
-KEPT_SHAPES = 4
 
 # What an operator becomes part of. Those classes are subclasses of Operator, so they are looked up by name, not imported.
 EXPRESSIONS = Registry(
@@ -70,7 +67,7 @@ class Operator:
 
     def __post_init__(self) -> None:
         validate(self, self.name)
-        object.__setattr__(self, "_cache", {})
+        object.__setattr__(self, "_cache", Kept())
 
     # What a subclass writes.
 
@@ -339,27 +336,16 @@ class Operator:
         return {key: value for key, value in self.__dict__.items() if key != "_cache"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _cache={})
+        self.__dict__.update(state, _cache=Kept())
 
     def cached(self, key: Any, make: Callable[[], Any]) -> Any:
         """make() the first time this key is asked for: kernels' transforms and masks are made once for each shape.
 
-        A key (kind, shape) is forgotten when KEPT_SHAPES other shapes of its kind have been used since, so that a
-        folder of pictures of many sizes does not fill the memory; any other key is kept.
+        A key (kind, shape) is forgotten when KEPT_SHAPES other shapes of its kind have been used since, so that a folder of
+        pictures of many sizes does not fill the memory; any other key is kept. Threads may share an operator.
         """
-        cache: dict[Any, Any] = self.__dict__["_cache"]
-        if key in cache:
-            cache[key] = cache.pop(key)  # the latest comes last
-            return cache[key]
-        # Tensors made in inference mode could not take part in autograd later.
-        with torch.inference_mode(False):
-            value = make()
-        cache[key] = value
-        if isinstance(key, tuple):
-            kin = [other for other in cache if isinstance(other, tuple) and other[0] == key[0]]
-            for old in kin[:-KEPT_SHAPES]:
-                del cache[old]
-        return value
+        kept: Kept = self.__dict__["_cache"]
+        return kept.of(key, make)
 
     def _require_linear(self, method: str) -> None:
         if not self.linear:

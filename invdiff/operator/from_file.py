@@ -14,6 +14,7 @@ import hashlib
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from invdiff.specs.parameters import join_spec, parse_values, split_links
 if TYPE_CHECKING:
     from invdiff.operator.contract import Operator
 
+_RUNNING = threading.RLock()
 FORM = "PATH.py:CLASS(key=value,key=value)"
 # Where a path can end. "NAME:key=..." is the spec of a registered operator, whatever its values hold.
 _END = re.compile(r"\.py(?=\s*$|[:(])")
@@ -104,8 +106,11 @@ def _run(path: Path) -> ModuleType:
         raise UsageError(f"{path}: {(error.strerror or 'cannot be read').lower()}; check the operator's path") from None
     digest = hashlib.sha256(source).hexdigest()
     name = f"invdiff_file_{hashlib.sha256(os.fsencode(path) + source).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    with _RUNNING:  # a second thread must not get a module of which half has run
+        return sys.modules[name] if name in sys.modules else _run_source(path, source, name, digest)
+
+
+def _run_source(path: Path, source: bytes, name: str, digest: str) -> ModuleType:
     module = ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there

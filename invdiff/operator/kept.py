@@ -1,15 +1,43 @@
-"""What was computed last, kept for who asks again: a loop whose every step needs the same transform of the same y."""
+"""What an operator keeps of its computations: tables for each shape, and the transform of the y of a run."""
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+KEPT_SHAPES = 4
+"""Shapes of each kind whose tables an operator keeps: the solvers ask for two or three at a time."""
 LARGEST = 2**22
-"""Numbers in a tensor up to which it is worth its memory."""
+"""Numbers in a tensor up to which its transform is worth the memory."""
+
+
+class Kept(dict[Any, Any]):
+    """Values by key, the latest used last. Threads may share it: a value may be made twice, but all get the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def of(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of a key, by make() where there is none yet. Of keys (kind, shape), KEPT_SHAPES of a kind stay."""
+        with self._lock:
+            if key in self:
+                self[key] = self.pop(key)
+                return self[key]
+        # Not under the lock, as make() asks for other keys. Tensors made in inference mode could not take part in autograd.
+        with torch.inference_mode(False):
+            value = make()
+        with self._lock:
+            value = self.setdefault(key, value)
+            if isinstance(key, tuple):
+                kin = [other for other in self if isinstance(other, tuple) and other[0] == key[0]]
+                for old in kin[:-KEPT_SHAPES]:
+                    del self[old]
+        return value
 
 
 def lasting(y: torch.Tensor) -> torch.Tensor:

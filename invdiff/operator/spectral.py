@@ -23,7 +23,7 @@ import torch
 
 from invdiff.operator.contract import Map, Operator, Shape
 from invdiff.operator.svd import SVD
-from invdiff.operator.weighted import Whitened
+from invdiff.operator.weighted import Weighted
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 Terms = Sequence[tuple[Function, torch.Tensor]]
@@ -50,7 +50,7 @@ def spectral(operator: Operator, shape: Shape, iterations: int = ITERATIONS) -> 
     """The most exact that there is for a linear operator. iterations: of Lanczos, where it comes to that."""
     if operator.has_svd:
         return Decomposed(operator.svd(shape))
-    different = isinstance(operator, Whitened) and len(operator.weights) > 1  # a matrix for each row
+    different = isinstance(operator, Weighted) and len(operator.weights) > 1  # a matrix for each row
     if math.prod(shape) <= DENSE and not different:
         return Decomposed(operator.cached(("dense svd", shape), lambda: dense_svd(operator, shape)))
     return Lanczos(operator, iterations)

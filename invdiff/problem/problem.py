@@ -15,7 +15,7 @@ from invdiff.noise import Gaussian, NoiseModel, noise_model
 from invdiff.operator.checks import check_answer, check_images
 from invdiff.operator.contract import Operator, Shape
 from invdiff.operator.kept import lasting
-from invdiff.operator.weighted import Whitened
+from invdiff.operator.weighted import Weighted, for_rows
 from invdiff.operators import resolve_operator
 from invdiff.problem.simulation import degrade
 from invdiff.problem.whitening import average_deviation, whiten
@@ -146,7 +146,7 @@ class Problem:
         if self.noise is None:
             return self
         operator = whiten(self.operator, self.noise, self.y, self.sigma_y, self._mask)
-        y = operator.W(self.y) if isinstance(operator, Whitened) and operator is not self.operator else self.y
+        y = operator.W(self.y) if isinstance(operator, Weighted) and operator is not self.operator else self.y
         return Problem(operator, y, self.sigma_y, self.image_shape, self.truth)
 
     def lasting(self) -> Problem:
@@ -158,7 +158,7 @@ class Problem:
     def to(self, device: torch.device) -> Problem:
         """The same problem on a device."""
         operator, truth = self.operator, None if self.truth is None else self.truth.to(device)
-        if isinstance(operator, Whitened):
+        if isinstance(operator, Weighted):
             operator = replace(operator, weights=operator.weights.to(device))
         return Problem(operator, self.y.to(device), self.sigma_y, self.image_shape, truth, self.noise)
 
@@ -177,11 +177,11 @@ class Problem:
             torch.cat(truths) if len(truths) == len(problems) else None,
         )
 
-    def rows(self, index: torch.Tensor | list[int]) -> Problem:
+    def rows(self, index: torch.Tensor | Sequence[int]) -> Problem:
         """The same problem for these rows of the batch (repeats allowed)."""
         if self.noise is None and list(index) == list(range(len(self.y))):
             return self  # without a copy
-        operator = self.operator.rows(index) if isinstance(self.operator, Whitened) else self.operator
+        operator = for_rows(self.operator, index)
         truth, y = None if self.truth is None else self.truth[index], self.y[index]
         sigma_y = self.sigma_y
         if self.noise is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from invdiff import solvers
-from invdiff.errors import UsageError
+from invdiff.errors import InputWarning, UsageError
 from invdiff.files.images import fit_channels
 from invdiff.machine.random import Draws, generator
 from invdiff.noise import Gaussian, estimate
@@ -68,7 +69,8 @@ def restore(
     says so itself.
     tile: the network sees large images by overlapping tiles of at most so many pixels a side, "auto" (as the memory
     allows) or "off"; the result changes by less than 0.05 dB, `solution.prior` says what was taken (docs/tiles.md).
-    Raises UsageError for arguments that cannot be used, NumericalError if the computation leaves the finite numbers.
+    Warns (InputWarning) where the measurement is not fitted. Raises UsageError for arguments that cannot be used,
+    NumericalError if the computation leaves the finite numbers.
     """
     started = time.perf_counter()
     estimated = estimate(y, operator) if isinstance(noise, str) and noise == "auto" else None
@@ -86,6 +88,8 @@ def restore(
         progress=progress,
         **hyperparameters,
     )
+    if solution.misfit:
+        warnings.warn(solution.misfit, InputWarning, stacklevel=2)
     return replace(solution, seconds=time.perf_counter() - started, noise_from=estimated.method if estimated else "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +19,7 @@ from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 
 if TYPE_CHECKING:
-    from invdiff.solvers.solver import Solver
+    from invdiff.solvers.solver import Move, Solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,15 @@ def seen_by(solver: Solver, problem: Problem) -> Problem:
     return problem
 
 
+def _ended(solver: Solver, problem: Problem, move: Move) -> Move:
+    """The last move, with its sample, or all its particles, as `Solver.impose` leaves them."""
+    x, population = solver.impose(problem, move.sigma, move.x), move.population
+    if x is not move.x and population is not None:
+        rows = torch.arange(len(population), device=x.device).repeat_interleave(population.shape[1])
+        population = solver.impose(problem.rows(rows), move.sigma, population.flatten(0, 1)).reshape(population.shape)
+    return replace(move, x=x, population=population)
+
+
 def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterator[State]:
     """Reverse diffusion from the first noise level to zero. Yields the State after each move; the last one's x is the
     sample. problem: as the solver sees it (`seen_by`).
@@ -114,6 +123,8 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterato
             if move is None:
                 look(0)
                 return
+            if move.next_sigma == 0:
+                move = _ended(solver, problem, move)
             checks.append((step, move.sigma, Finite(move.x)))
         look(lag(move.x) if step < total else 0)
         yield State(

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     import torch
 
 
+NOT_FITTED = 3.0
+"""The residual from which on a measurement counts as not fitted. With the right model it is 1 +- 1 / sqrt(2 m) for m values,
+and methods that are biased towards the prior reach 2."""
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """Posterior samples and how they were made.
@@ -59,6 +64,18 @@ class Solution:
     def quantile(self, q: float) -> torch.Tensor:
         """The q-quantile over the samples at every pixel, (B, C, H, W). Raises as `quantile`."""
         return quantile(self.samples, q)
+
+    @property
+    def misfit(self) -> str:
+        """A sentence that says so where A x misses y by more than NOT_FITTED times the noise; else nothing."""
+        worst = float(self.residual.max())
+        if not worst > NOT_FITTED:
+            return ""
+        return (
+            f"{self.solver['name']}: the measurement is not fitted: A x misses y by {worst:.3g} times what the noise "
+            f"explains (residual; sigma_y {self.sigma_y:.3g}): take more steps or another solver, and check that the "
+            "operator and the noise level are those of the measurement"
+        )
 
     def provenance(self, image: int = 0) -> dict[str, Any]:
         """Everything needed to repeat the restoration of one image of the batch, as plain data."""

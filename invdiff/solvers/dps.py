@@ -37,6 +37,7 @@ class DPS(Solver):
     """Gradient guidance for any differentiable operator; one network call and one backward pass a step."""
 
     name: ClassVar[str] = "dps"
+    consistent: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
 
     weight: float = parameter(1.0, low=0, help="step size w of the guidance, for 1000 steps")

@@ -21,7 +21,7 @@ import torch
 
 from invdiff.machine.random import generator
 from invdiff.operator.contract import Operator, Shape
-from invdiff.operator.weighted import Whitened
+from invdiff.operator.weighted import Weighted
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.problem.problem import Problem
 
@@ -61,7 +61,7 @@ def first_level(problem: Problem) -> FirstLevel | None:
     operator, shape = problem.operator, tuple(problem.image_shape)
     if not operator.linear or len(shape) != 3 or min(shape[1:]) < SMALLEST:
         return None
-    if isinstance(operator, Whitened) and len(problem.y) > 1:  # weighs each image by its own noise
+    if isinstance(operator, Weighted) and len(operator.weights) > 1:  # weighs each image by its own noise
         different = [k for k, y in enumerate(problem.y) if not any(torch.equal(y, other) for other in problem.y[:k])]
         each = [first_level(problem.rows([k])) for k in different]
         return FirstLevel(*(max(values) for values in zip(*(astuple(one) for one in each if one), strict=True)))

@@ -44,9 +44,10 @@ from typing import ClassVar
 import torch
 
 from invdiff.machine.random import Draws
+from invdiff.operator.weighted import for_rows
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
-from invdiff.solvers.particles import Filter, ParticleNoise, ParticleSolver, View, inner
+from invdiff.solvers.particles import Filter, ParticleNoise, ParticleSolver, View, expanded, inner
 from invdiff.specs.parameters import parameter
 
 
@@ -85,7 +86,7 @@ class _Filtering(Filter):
     def __init__(
         self, problem: Problem, prior: Prior, particles: int, fresh: float, path: dict[float, torch.Tensor]
     ) -> None:
-        self.A, self.prior, self.path, self.particles = problem.operator, prior, path, particles
+        self.A, self.prior, self.path, self.particles = expanded(problem, particles).operator, prior, path, particles
         self.own = (1 - fresh**2) ** 0.5 * problem.sigma_y
         self.variance = (fresh * problem.sigma_y) ** 2
         self.n = problem.y  # the particles' own noise, from `start` on: (B N, *measurement shape)
@@ -98,7 +99,7 @@ class _Filtering(Filter):
         self, centre: torch.Tensor, variance: float, sigma: float, draws: ParticleNoise
     ) -> tuple[torch.Tensor, torch.Tensor]:
         self.n = draws.normal(*self.n.shape[1:])
-        log_evidence = self._log_evidence(centre, variance, self.measured(sigma, self.n, slice(None)))
+        log_evidence = self._log_evidence(centre, variance, sigma, self.n, slice(None))
         return self._draw(centre, variance, sigma, draws), log_evidence
 
     def look(self, x: torch.Tensor, sigma: float, next_sigma: float, rows: slice) -> View:
@@ -106,7 +107,7 @@ class _Filtering(Filter):
         k = (next_sigma / sigma) ** 2
         base, n = torch.lerp(clean, x, k), self.n[rows]
         if next_sigma > 0:
-            log_weight = self._log_evidence(base, next_sigma**2 * (1 - k), self.measured(next_sigma, n, rows))
+            log_weight = self._log_evidence(base, next_sigma**2 * (1 - k), next_sigma, n, rows)
         else:
             log_weight = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         return View(x, clean, clean, log_weight, {"base": base, "n": n})
@@ -124,7 +125,11 @@ class _Filtering(Filter):
         b = self.measured(sigma, self.n, slice(None)) + self.variance**0.5 * draws.normal(*self.n.shape[1:])
         return self.A.prox_l2(a, b, variance / self.variance)
 
-    def _log_evidence(self, base: torch.Tensor, variance: float, y: torch.Tensor) -> torch.Tensor:
-        """log N(y; A base, variance A A^T + e^2 sigma_y^2 I), without the determinant: the same for all particles."""
-        misfit = y - self.A.A(base)
-        return -0.5 * inner(misfit, self.A.solve_data(misfit, variance, self.variance))
+    def _log_evidence(
+        self, base: torch.Tensor, variance: float, sigma: float, n: torch.Tensor, rows: slice
+    ) -> torch.Tensor:
+        """log N(y'; A base, variance A A^T + e^2 sigma_y^2 I) at a level, for the particles in these rows; without the
+        determinant, which is the same for all particles of an image."""
+        A = for_rows(self.A, range(*rows.indices(len(self.n))))
+        misfit = self.measured(sigma, n, rows) - A.A(base)
+        return -0.5 * inner(misfit, A.solve_data(misfit, variance, self.variance))

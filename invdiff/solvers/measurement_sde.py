@@ -68,8 +68,9 @@ class MeasurementSDE(Solver):
         entry = self._highest_entry(problem)
         if entry >= levels[0]:
             return levels
-        last, schedule = min(levels[-1], entry), getattr(prior, "schedule", None)
-        return noise_levels(self.level_count(), entry, last, self.spacing, schedule)
+        if entry <= levels[-1]:
+            return [entry]  # y tells all that the prior's last level would leave open
+        return noise_levels(self.level_count(), entry, levels[-1], self.spacing, getattr(prior, "schedule", None))
 
     def _highest_entry(self, problem: Problem) -> float:
         """max tau_i, or infinity if a direction is not measured."""
@@ -100,11 +101,11 @@ class MeasurementSDE(Solver):
 
         def step(x: torch.Tensor, estimate: Estimate, sigma: float, s: float, noise: Draws) -> torch.Tensor:
             x0, z = estimate.estimate, noise()
-            free = x0 + (s / sigma) ** 2 * (x - x0) + s * math.sqrt(1 - (s / sigma) ** 2) * z
+            free = x0 + (s / sigma) ** 2 * (x - x0) + s * math.sqrt(max(0.0, 1 - (s / sigma) ** 2)) * z
             x_bar, x0_bar, z_bar = svd.V_adjoint(x), svd.V_adjoint(x0), svd.V_adjoint(z)
             above = measured & (tau < sigma)  # has not entered yet: enters in this step, or stays above
             b = ((s**2 - tau**2) / (sigma**2 - tau**2)).clamp(min=0)  # read where tau <= s < sigma only
-            bridge = y_bar + b * (x_bar - y_bar) + (b * (sigma**2 - s**2)).sqrt() * z_bar
+            bridge = y_bar + b * (x_bar - y_bar) + (b * max(0.0, sigma**2 - s**2)).sqrt() * z_bar
             kept = (s / tau) ** 2
             entered = x0_bar + kept * (y_bar - x0_bar) + s * (1 - kept).clamp(min=0).sqrt() * z_bar
             target = torch.where(tau <= s, bridge, entered)

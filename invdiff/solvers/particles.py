@@ -27,6 +27,7 @@ from invdiff.errors import UsageError
 from invdiff.machine.random import Draws
 from invdiff.operator.contract import Shape
 from invdiff.operator.linalg import over
+from invdiff.operator.weighted import for_rows
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
 from invdiff.solvers.solver import Move, Solver
@@ -191,9 +192,9 @@ class ParticleSolver(Solver):
 
 
 def expanded(problem: Problem, particles: int) -> Problem:
-    """The problem with each row repeated for its particles: (B N, ...)."""
-    y = problem.y.repeat_interleave(particles, 0)
-    return replace(problem, y=y, truth=None)
+    """The problem with each row repeated for its particles, (B N, ...), in the operator too if it has some."""
+    rows = torch.arange(len(problem.y)).repeat_interleave(particles)
+    return replace(problem, operator=for_rows(problem.operator, rows), y=problem.y[rows], truth=None)
 
 
 def effective_size(log_weights: torch.Tensor) -> torch.Tensor:

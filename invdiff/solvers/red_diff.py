@@ -45,6 +45,7 @@ class REDDiff(PointEstimate):
     """Stochastic optimisation of one image; one network call a step, no gradients through the network."""
 
     name: ClassVar[str] = "red_diff"
+    consistent: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"differentiable"})
     remedy: ClassVar[str] = "a smaller rate"
 

@@ -42,6 +42,7 @@ class ScoreALD(Solver):
     """Langevin steps on prior and likelihood at every level; several network calls a level, no gradients."""
 
     name: ClassVar[str] = "score_ald"
+    consistent: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})
     remedy: ClassVar[str] = "a larger gamma"
 

@@ -58,6 +58,9 @@ class Solver(Method):
     """Whether the correction is a conditional mean E[x_0 | x, y] that any sampler's transition can use."""
     deterministic: ClassVar[bool] = False
     """Whether all seeds give the same answer: a point estimate that draws nothing."""
+    consistent: ClassVar[bool] = True
+    """Whether A x tends to y as sigma_y goes to 0. Where y tells more than the last noise level, the loop then ends with a
+    data step (`Solver.impose`); methods that only pull towards y, with a weight of their own, do not claim it."""
     remedy: ClassVar[str] = "a smaller weight"
     """What to change where the method diverges."""
     whitens: ClassVar[bool] = True
@@ -141,6 +144,18 @@ class Solver(Method):
         conditional = ConditionalPrior(prior, correction)
         for sigma, next_sigma, moved in samplers.get(self.transition).walk(conditional, x, levels, noise):
             yield Move(sigma, next_sigma, conditional.clean, conditional.mean, moved)
+
+    def impose(self, problem: Problem, sigma: float, x: torch.Tensor) -> torch.Tensor:
+        """The sample x (B, *image shape), made at the last level sigma, as the data step leaves it where y tells more.
+
+        With x_0 ~ N(D, sigma^2 I) of the last level, E[x_0 | y] = argmin ||A x - y||^2 / sigma_y^2 + ||x - D||^2 / sigma^2.
+        For sigma_y >= sigma it moves x by less than the last level left open, and x stays as it is. In float64: y may
+        tell more digits than the conjugate gradients of single precision give.
+        """
+        if not self.consistent or problem.sigma_y >= sigma:
+            return x
+        wide = x if x.device.type == "mps" else x.double()  # which knows no float64
+        return problem.operator.prox_l2(wide, problem.y.to(wide), (sigma / problem.sigma_y) ** 2).to(x)
 
     def moves(self, levels: Sequence[float]) -> int:
         """How many Moves `walk` yields for these levels."""

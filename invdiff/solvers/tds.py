@@ -105,7 +105,8 @@ class _Twisted(Filter):
         self.settings, self.problem, self.prior, self.twist = settings, problem, prior, twist
 
     def look(self, x: torch.Tensor, sigma: float, next_sigma: float, rows: slice) -> View:
-        p = Moments.at(_rows(self.problem, rows), self.prior, x, sigma)
+        part = self.problem.rows(range(*rows.indices(len(self.problem.y))))
+        p = Moments.at(part, self.prior, x, sigma)
         if self.twist == "tweedie":
             shift, log_g = self._tweedie(p)
         else:
@@ -164,7 +165,3 @@ class _Twisted(Filter):
             misfit = self.problem.y - A.A(x)
             gained = gained - 0.5 * inner(misfit, misfit) / noise
         return x, gained
-
-
-def _rows(problem: Problem, rows: slice) -> Problem:
-    return problem.rows(list(range(len(problem.y)))[rows])

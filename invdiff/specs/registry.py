@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -34,7 +35,7 @@ class Registry(Mapping[str, Any]):
         self._clashes: dict[str, UsageError] = {}
         for name, target in entries.items():
             self.add(name, target)
-        self._group, self._check = group, check
+        self._group, self._check, self._lock = group, check, threading.RLock()
 
     def add(self, name: str, target: str) -> None:
         """Register "module:attribute" under a name. Raises UsageError if the name is taken by another target."""
@@ -43,7 +44,9 @@ class Registry(Mapping[str, Any]):
         self._entries[name] = target
 
     def _load_plugins(self) -> None:
-        if self._group:
+        with self._lock:  # a second thread waits until all plug-ins are there
+            if not self._group:
+                return
             from importlib.metadata import entry_points
 
             group, self._group = self._group, None

@@ -21,15 +21,15 @@ class Constant:
         self._cast: tuple[tuple[torch.dtype, torch.device], torch.Tensor] | None = None
 
     def like(self, x: torch.Tensor) -> torch.Tensor:
-        key = (x.dtype, x.device)
-        if self._cast is None or self._cast[0] != key:
+        key, latest = (x.dtype, x.device), self._cast  # read once: another thread may write to it meanwhile
+        if latest is None or latest[0] != key:
             dtype = x.dtype
             if self.table.is_complex():
                 dtype = torch.complex128 if x.dtype == torch.float64 else torch.complex64
             # A table first cast in inference mode could not take part in autograd later.
             with torch.inference_mode(False):
-                self._cast = key, self.table.to(dtype).to(x.device)
-        return self._cast[1]
+                self._cast = latest = key, self.table.to(dtype).to(x.device)
+        return latest[1]
 
 
 def decomposed(matrix: torch.Tensor) -> tuple[torch.Tensor, Constant, Constant]:
