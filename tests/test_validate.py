@@ -286,12 +286,12 @@ ABOUT = {"command": "invdiff validate", "seed": 0, "seconds": 1.0, "versions": {
 def test_noise_of_a_batch_at_once() -> None:
     """Standard normal, different in every row, the same for the same generator, of any shape."""
     like = torch.zeros(1, dtype=torch.float64)
-    first = running.JointNoise(generator(0, "a", 0), 400, (1, 4, 4), like)
+    first = running.JointDraws(generator(0, "a", 0), 400, (1, 4, 4), like)
     draws, more = first(), first.normal(3)
     assert draws.shape == (400, 1, 4, 4) and more.shape == (400, 3) and first.uniform(2).shape == (400, 2)
     assert abs(float(draws.mean())) < 5 / math.sqrt(6400) and abs(float(draws.var()) - 1) < 5 * math.sqrt(2 / 6400)
     assert (draws[0] != draws[1]).all()
-    assert torch.equal(draws, running.JointNoise(generator(0, "a", 0), 400, (1, 4, 4), like)())
+    assert torch.equal(draws, running.JointDraws(generator(0, "a", 0), 400, (1, 4, 4), like)())
 
 
 def test_every_operator_is_a_case_or_left_out_with_a_reason() -> None:

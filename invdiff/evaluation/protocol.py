@@ -1,9 +1,8 @@
-"""What is compared, and how: one declared protocol for all numbers of an evaluation."""
+"""The protocol of an evaluation: how restored images are scored, declared once for all of its numbers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from invdiff.errors import unknown
@@ -78,45 +77,27 @@ class Protocol:
         return lines
 
     def scores(self, x: torch.Tensor, truth: torch.Tensor) -> list[dict[str, float]]:
-        """Every metric of each image: psnr, ssim, psnr_y, ssim_y, lpips, ..., as far as the protocol asks for them.
+        """The metrics that the protocol asks for, of each image by name: psnr, ssim, psnr_y, ssim_y, lpips, ...
 
-        x, truth: (B, C, H, W) floats in [0, 1] units. An image gets the metrics that there are for it: no SSIM below 11 x 11
-        pixels inside the border, no LPIPS or DISTS below 32 x 32 or where it is not available, no luma but of RGB and grey,
-        no FID, which belongs to a set (`perceptual.frechet_distance`). Raises as `metrics.psnr`.
+        x, truth: (B, C, H, W) floats in [0, 1] units. Left out are SSIM below 11 x 11 pixels inside the border, LPIPS and
+        DISTS below 32 x 32 pixels or where they are not available, luma of images that are neither RGB nor grey, and FID,
+        which belongs to a set of images (`perceptual.frechet_distance`). Raises as `metrics.psnr`.
         """
         import torch
 
         from invdiff.scores import metrics, perceptual
 
+        settings = {"eight_bit": self.eight_bit, "border": self.border}
+        bases = ["psnr", "ssim"] if min(x.shape[-2:]) - 2 * self.border >= metrics.WINDOW else ["psnr"]
         with torch.no_grad():
-            names = self._names(tuple(x.shape))
-            table = metrics.by_image(partial(_columns, names), x, truth, self.eight_bit, False, self.border)
-            rows = [dict(zip(names, row, strict=True)) for row in table.tolist()]
+            found = {name: getattr(metrics, name)(x, truth, **settings) for name in bases}
+            if self.y_channel and x.shape[1] in (1, 3):
+                found |= {f"{name}_y": getattr(metrics, name)(x, truth, y_channel=True, **settings) for name in bases}
             if min(x.shape[-2:]) >= perceptual.SMALLEST and x.shape[1] in (1, 3):
                 for name in self.perceptual:
                     if name in perceptual.PAIRS and not perceptual.missing(name):
-                        values = perceptual.distances(name, x, truth, eight_bit=self.eight_bit).tolist()
-                        rows = [row | {name: value} for row, value in zip(rows, values, strict=True)]
-        return rows
-
-    def _names(self, shape: tuple[int, ...]) -> list[str]:
-        from invdiff.scores.metrics import WINDOW
-
-        bases = ["psnr", "ssim"] if min(shape[-2:]) - 2 * self.border >= WINDOW else ["psnr"]
-        return bases + ([f"{base}_y" for base in bases] if self.y_channel and shape[1] in (1, 3) else [])
-
-
-def _columns(names: list[str], x: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """(B, len(names)): these scores of images that are compared as they are."""
-    import torch
-
-    from invdiff.scores.metrics import luma, psnr_of, ssim_of
-
-    measures = {"psnr": psnr_of, "ssim": ssim_of}
-    return torch.stack(
-        [
-            measures[name.removesuffix("_y")](*((luma(x), luma(reference)) if name.endswith("_y") else (x, reference)))
-            for name in names
-        ],
-        1,
-    )
+                        found[name] = perceptual.distances(name, x, truth, eight_bit=self.eight_bit)
+        return [
+            dict(zip(found, row, strict=True))
+            for row in zip(*(column.tolist() for column in found.values()), strict=True)
+        ]

@@ -1,11 +1,11 @@
-"""One solver on one case: its samples, what they score, what they cost."""
+"""A solver on a case: its samples, their scores and their cost."""
 
 from __future__ import annotations
 
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,17 +18,17 @@ from invdiff.restoration.loop import run
 from invdiff.solvers.solver import Solver
 from invdiff.specs.parameters import declarations, parse_spec
 
-# Numbers in all rows, particles and components of one batch: what a denoiser holds at once, 200 MB in float64.
+# Rows x particles x components x dimensions of one batch: what a denoiser holds at once, 200 MB in float64.
 BATCH_NUMBERS = 25_000_000
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What came out for one solver on one case.
+    """The result of one solver on one case.
 
-    solver: the spec asked for; settings: of the solver, resolved. scores: measure -> Score, empty if there is none;
-    each: the values of single problems. failure: why there is no score. calls: network calls of one run; population:
-    samples that a run gives. seconds: for all samples of all problems. shown: samples to plot (count, n).
+    solver: the spec asked for; settings: the solver's, resolved; scores: measure -> Score, empty where the run failed; each:
+    the values of the single problems; failure: why there is no score; calls: network calls of one run; population: samples
+    that a run gives; seconds: for all samples of all problems; shown: samples to plot (count, n).
     """
 
     solver: str
@@ -49,26 +49,21 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A case with all its rows. yardsticks: of its problems, as many samples as the rows compare."""
+    """A case with all its rows. yardsticks: one for each of its problems, for as many samples as the rows compare."""
 
     case: Case
     yardsticks: list[Yardstick]
     rows: list[Row]
-
-    @property
-    def floor(self) -> dict[str, Score]:
-        """What exact samples score."""
-        return self.rows[0].scores if self.rows and self.rows[0].solver == EXACT else {}
 
 
 EXACT = "exact samples"
 SCORE = "exact score"
 
 
-class JointNoise(Draws):
-    """One generator for all rows: the rows of a batch are drawn at once, which is many times faster than one by one.
+class JointDraws(Draws):
+    """Draws of all rows of a batch from one generator at once, which is many times faster than row by row.
 
-    The numbers of a row depend on the number of rows, which no measure here minds.
+    The numbers of a row depend on the number of rows, which does not matter to any measure here.
     """
 
     def __init__(self, source: torch.Generator, rows: int, shape: tuple[int, ...], like: torch.Tensor) -> None:
@@ -101,14 +96,14 @@ def draw(problem: ExactProblem, solver: Solver, count: int, seed: int) -> tuple[
         rows = min(size, runs - first)
         part = problem.problem.rows([0] * rows)
         state = None
-        for state in run(part, problem.prior, solver, JointNoise(source, rows, part.image_shape, part.y)):
+        for state in run(part, problem.prior, solver, JointDraws(source, rows, part.image_shape, part.y)):
             calls = state.nfe
         if state is None:  # a walk without a move
             raise UsageError(f"{solver.name} made no move with steps={solver.steps}")
         finished.append(state.x if state.population is None else state.population.flatten(0, 1))
     samples = torch.cat(finished)
     if len(samples) > count:
-        # Resampled particles stand side by side with their copies, so the first ones are no fair choice.
+        # Resampled particles stand beside their copies, so that the first ones would not represent all.
         samples = samples[torch.randperm(len(samples), generator=source)[:count]]
     return samples, calls
 
@@ -117,33 +112,33 @@ def measure(spec: str, case: Case, yardsticks: Sequence[Yardstick], seed: int, s
     """One solver on one case. A run that diverges, or that the solver refuses, gives a Row that says so."""
     solver = configured(spec, case)
     settings, started, calls = solver.settings(), time.perf_counter(), 0
-    parts, plotted = [], None
+    drawn = []
     try:
         solvers.check(solver, case.operator)
         for yardstick in yardsticks:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore", RuntimeWarning
-                )  # conjugate gradients far from the answer: it is measured
+                # Conjugate gradients warn where they end far from the answer; here the answer is measured.
+                warnings.simplefilter("ignore", RuntimeWarning)
                 samples, calls = draw(yardstick.problem, solver, yardstick.count, seed)
-            parts.append((samples, yardstick))
-            plotted = samples.flatten(1)[:shown] if shown else None
+            drawn.append(samples)
     except InvdiffError as error:
         seconds = time.perf_counter() - started
         return Row(spec, case, settings, failure=str(error), population=solver.population, seconds=seconds)
-    seconds = time.perf_counter() - started
-    scores = [yardstick.scores(samples) for samples, yardstick in parts]
-    each = [{name: score.value for name, score in part.items()} for part in scores]
-    return Row(spec, case, settings, average(scores), each, "", calls, solver.population, seconds, plotted)
+    cost = {"calls": calls, "population": solver.population, "seconds": time.perf_counter() - started}
+    return _scored(Row(spec, case, settings, **cost), yardsticks, drawn, shown)
+
+
+def _scored(row: Row, yardsticks: Sequence[Yardstick], drawn: Sequence[torch.Tensor], shown: int) -> Row:
+    """The row with the scores of its samples of each problem, and the first `shown` samples to plot."""
+    parts = [yardstick.scores(samples) for yardstick, samples in zip(yardsticks, drawn, strict=True)]
+    each = [{name: score.value for name, score in part.items()} for part in parts]
+    plotted = drawn[0].flatten(1)[:shown] if shown else None
+    return replace(row, scores=average(parts), each=each, shown=plotted)
 
 
 def exact_row(case: Case, yardsticks: Sequence[Yardstick], shown: int = 0) -> Row:
-    """The row of exact samples: one more set of them, measured like a solver's."""
-    sets = [(yardstick, yardstick.exact("row")) for yardstick in yardsticks]
-    scores = [yardstick.scores(samples) for yardstick, samples in sets]
-    each = [{name: score.value for name, score in part.items()} for part in scores]
-    plotted = sets[0][1][:shown] if shown else None
-    return Row(EXACT, case, {}, average(scores), each, shown=plotted)
+    """The row of exact samples: one more set of them, measured like those of a solver."""
+    return _scored(Row(EXACT, case, {}), yardsticks, [yardstick.exact("row") for yardstick in yardsticks], shown)
 
 
 def score_row(case: Case, yardsticks: Sequence[Yardstick], seed: int, shown: int = 0) -> Row:
@@ -151,21 +146,18 @@ def score_row(case: Case, yardsticks: Sequence[Yardstick], seed: int, shown: int
     finitely many levels cost a method whose correction is exact."""
     settings = {key: value for key, value in case.options.items() if key in ("initial", "sigma_max", "sigma_min")}
     levels_of, sampler = Solver(steps=case.steps, **settings), samplers.get("ancestral")  # type: ignore[arg-type]
-    started, parts = time.perf_counter(), []
+    started, drawn = time.perf_counter(), []
     for yardstick in yardsticks:
         problem, count = yardstick.problem, yardstick.count
         posterior = problem.posterior
         levels = levels_of.levels(problem.problem, problem.prior)
         source = generator(seed, f"validate/{problem.name}/{SCORE}", 0)
-        noise = JointNoise(source, count, posterior.shape, problem.problem.y)
-        x = posterior.sample(count, source) + levels[0] * noise()
-        *_, last = sampler.walk(posterior, x, levels, noise)
-        parts.append(last.x)
-    seconds = time.perf_counter() - started
-    scores = [yardstick.scores(samples) for yardstick, samples in zip(yardsticks, parts, strict=True)]
-    each = [{name: score.value for name, score in part.items()} for part in scores]
-    plotted = parts[0].flatten(1)[:shown] if shown else None
-    return Row(SCORE, case, sampler.settings() | settings, average(scores), each, "", len(levels), 1, seconds, plotted)
+        draws = JointDraws(source, count, posterior.shape, problem.problem.y)
+        x = posterior.sample(count, source) + levels[0] * draws()
+        *_, last = sampler.walk(posterior, x, levels, draws)
+        drawn.append(last.x)
+    row = Row(SCORE, case, sampler.settings() | settings, calls=len(levels), seconds=time.perf_counter() - started)
+    return _scored(row, yardsticks, drawn, shown)
 
 
 def validate(
@@ -183,7 +175,7 @@ def validate(
     made: tuple[object, int] = (None, 0)
     yardsticks: list[Yardstick] = []
     for case in cases:
-        if made != (case.make, case.samples):  # cases that differ in their steps alone share them
+        if made != (case.make, case.samples):  # cases that differ only in their steps share their yardsticks
             made = case.make, case.samples
             yardsticks = [Yardstick(problem, case.samples, seed) for problem in case.make()]
         kept = shown if all(yardstick.problem.size == 2 for yardstick in yardsticks) else 0

@@ -38,9 +38,12 @@ MEASURES = {
     "gaussian": "density for values in [0, 1]; a uniform guess is 0 bits a dimension (add log2 255 for 8-bit levels)",
 }
 LEVELS = 255
-DECODER_DRAWS = 4  # L_0 is a large part of the bound, and its four calls an image are few beside the others
-_SPREAD = 0.1  # share of the subset's time steps drawn uniformly, in case the prior errs where none should
-_NETWORK_UNITS = 2  # [-1, 1] is twice as wide as [0, 1]
+# L_0 is a large part of the bound, and four calls an image are few beside those of the sum.
+DECODER_DRAWS = 4
+# The share of a subset's time steps that is drawn uniformly, in case the prior errs where no error is expected.
+_SPREAD = 0.1
+# [-1, 1] is twice as wide as [0, 1].
+_NETWORK_UNITS = 2
 
 Array = np.ndarray
 
@@ -113,7 +116,7 @@ def variational_bound(
     seed: int = 0,
     batch_size: int | None = None,
     names: Sequence[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Bound:
     """An upper bound on -log2 p(x_0) per dimension, one noise image for each term.
 
@@ -142,7 +145,7 @@ def variational_bound(
     with torch.no_grad():
         for k, picture in enumerate(pictures):
             size = batch_size or _default_batch(picture, prior.device)
-            report = None if progress is None else _offset(progress, k * calls, len(pictures) * calls)
+            report = lambda done, k=k: progress(k * calls + done, len(pictures) * calls)  # noqa: E731
             parts.append(_one_image(chain, prior, picture, [seed, k], size, report))
     return _gather(chain, parts)
 
@@ -198,27 +201,11 @@ class _Chain:
         return t, 1 / (self.timesteps * self.probability[t])
 
 
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """One image's terms in nats per dimension, and the variances of what was drawn at random."""
-
-    L_T: float
-    diffusion: float
-    diffusion_variance: float
-    L_0: float
-    L_0_variance: float
-    t: Array
-    L_t: Array
-
-
 def _one_image(
-    chain: _Chain,
-    prior: Prior,
-    x: torch.Tensor,
-    seed: list[int],
-    batch_size: int,
-    progress: Callable[[int], None] | None,
-) -> _Parts:
+    chain: _Chain, prior: Prior, x: torch.Tensor, seed: list[int], batch_size: int, progress: Callable[[int], object]
+) -> tuple[list[float], Array, Array]:
+    """One image's [L_T, sum of L_t, L_0, and the variances of the last two by what was drawn], t and L_t; all in nats per
+    dimension. progress: called with the number of calls done."""
     t, count = chain.choose(np.random.default_rng([*seed, 0]))
     every = np.concatenate([np.zeros(DECODER_DRAWS, dtype=np.int64), t])
     values = np.empty(len(every))
@@ -227,21 +214,15 @@ def _one_image(
         generators = [np.random.default_rng([*seed, 1, row]) for row in range(first, last)]
         noise = np.stack([rng.standard_normal(tuple(x.shape), dtype=np.float32) for rng in generators])
         values[first:last] = _values(chain, prior, x, every[first:last], noise)
-        if progress is not None:
-            progress(last)
+        progress(last)
     decoded, errors = values[:DECODER_DRAWS], values[DECODER_DRAWS:]
     sampled = chain.factor[t] * errors
     abar = chain.schedule.alphas_bar[-1]
     square = float((_NETWORK_UNITS * _exact(x) - 1).square().mean())
-    return _Parts(
-        L_T=0.5 * (abar * (square - 1) - math.log1p(-abar)),
-        diffusion=float((count * sampled).sum() + chain.constant.sum()),
-        diffusion_variance=_variance(count * sampled, count * chain.probability[t]),
-        L_0=float(decoded.mean()),
-        L_0_variance=float(decoded.var(ddof=1) / DECODER_DRAWS),
-        t=t,
-        L_t=sampled + chain.constant[t],
-    )
+    L_T = 0.5 * (abar * (square - 1) - math.log1p(-abar))
+    diffusion = (count * sampled).sum() + chain.constant.sum()
+    variances = _variance(count * sampled, count * chain.probability[t]), decoded.var(ddof=1) / DECODER_DRAWS
+    return [L_T, diffusion, decoded.mean(), *variances], t, sampled + chain.constant[t]
 
 
 def _values(chain: _Chain, prior: Prior, x: torch.Tensor, t: Array, noise: Array) -> Array:
@@ -302,17 +283,14 @@ def _variance(values: Array, expected: Array) -> float:
     return float((expected**2 * np.concatenate([squares[:1], squares, squares[-1:]])).sum())
 
 
-def _gather(chain: _Chain, parts: Sequence[_Parts]) -> Bound:
+def _gather(chain: _Chain, parts: Sequence[tuple[list[float], Array, Array]]) -> Bound:
     """Means over images and their errors, in bits."""
     bits = 1 / math.log(2)
     none = np.zeros(len(parts))
-    L_T = bits * np.array([part.L_T for part in parts])
-    diffusion = bits * np.array([part.diffusion for part in parts])
-    L_0 = bits * np.array([part.L_0 for part in parts])
-    diffusion_variance = bits**2 * np.array([part.diffusion_variance for part in parts])
-    L_0_variance = bits**2 * np.array([part.L_0_variance for part in parts])
-    t = np.concatenate([part.t for part in parts]).astype(np.int64)
-    terms = bits * np.concatenate([part.L_t for part in parts])
+    L_T, diffusion, L_0, *variances = np.array([numbers for numbers, _, _ in parts]).T * bits
+    diffusion_variance, L_0_variance = (bits * variance for variance in variances)
+    t = np.concatenate([t for _, t, _ in parts]).astype(np.int64)
+    terms = bits * np.concatenate([L_t for _, _, L_t in parts])
     count = np.bincount(t, minlength=chain.steps)
     seen = np.flatnonzero(count)
     mean = np.bincount(t, terms, chain.steps)[seen] / count[seen]
@@ -367,7 +345,3 @@ def _default_batch(x: torch.Tensor, device: torch.device) -> int:
     """As many images as make a million pixels on an accelerator; on a CPU, where more only take more memory, fewer."""
     pixels = 2**16 if device.type == "cpu" else 2**20
     return max(1, pixels // max(1, x.shape[-1] * (x.shape[-2] if x.ndim > 1 else 1)))
-
-
-def _offset(progress: Callable[[int, int], None], before: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress(before + done, total)
