@@ -22,7 +22,7 @@ import torch
 
 from invdiff import operators
 from invdiff.operator.contract import Operator
-from invdiff.operator.linalg import SHARE, missing, solve
+from invdiff.operator.linalg import SHARE, solve
 from invdiff.restoration.api import resolve_prior
 
 # Ours, and its deepinv counterpart by name in `physics` below; None: deepinv has none that fits.

@@ -9,7 +9,7 @@ import torch
 from invdiff import operators, restore
 from invdiff.operator import linalg as module
 from invdiff.operator.contract import Operator, Shape
-from invdiff.operator.linalg import ACCURACY, SHARE, dot, missing, solve
+from invdiff.operator.linalg import ACCURACY, SHARE, dot, solve, stopping_early
 from invdiff.operators import MultiCoil, Tomography
 from invdiff.operators.mri import birdcage
 from invdiff.operators.tools.circulant import FLOOR, Circulant
@@ -224,7 +224,7 @@ def test_rough_preconditioners_are_not_trusted_where_gamma_is_large(spec: str) -
     exact, _ = steps(operator, z, y, gamma)
     single = steps(operator, z.float(), y.float(), gamma)[0].double()
     assert float((single - exact).square().mean().sqrt()) <= ACCURACY
-    with missing(SHARE):
+    with stopping_early(SHARE):
         e = steps(operator, z.float(), y.float(), gamma)[0].double() - exact
     q = y - operator.A(exact)
     energy = gamma * dot(operator.A(e), operator.A(e)) + dot(e, e)
@@ -245,7 +245,7 @@ def test_a_share_of_the_posteriors_spread_may_be_missed(spec: str, gamma: float)
     q = y - operator.A(exact)
 
     def missed(share: float) -> tuple[float, int]:
-        with missing(share):
+        with stopping_early(share):
             found, count = steps(operator, z.float(), y.float(), gamma)
         e = found.double() - exact
         energy = gamma * dot(operator.A(e), operator.A(e)).reshape(-1) + dot(e, e).reshape(-1)
@@ -254,7 +254,7 @@ def test_a_share_of_the_posteriors_spread_may_be_missed(spec: str, gamma: float)
     (error, quick), (finer, long), (rough, _) = missed(SHARE), missed(0.0), missed(10 * SHARE)
     assert error <= SHARE and quick < long and finer < error
     assert rough > SHARE
-    with missing(SHARE):
+    with stopping_early(SHARE):
         assert torch.equal(steps(operator, z, y, gamma)[0], exact)  # double precision goes to rounding all the same
 
 

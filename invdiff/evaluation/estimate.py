@@ -26,7 +26,7 @@ TRIED = 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of one cell. images: still to do; calls: network calls for all of them; seconds: None where the trial failed."""
+    """What one cell still takes: images, network calls for all of them, and seconds, None where the trial failed."""
 
     label: str
     images: int

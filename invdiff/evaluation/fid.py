@@ -43,7 +43,7 @@ def measure(plan: Plan, store: Store, notify: Callable[[str], None] = lambda tex
 
 
 def _files(folder: Path, task: Task, key: str) -> tuple[Path, Path]:
-    """Of the restored image and of the truth."""
+    """The files of the restored image and of the truth."""
     name = file_name(key)
     return folder / task.id / f"{name}-restored.png", folder / task.data.name / f"{name}-truth.png"
 

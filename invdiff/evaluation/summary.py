@@ -52,5 +52,5 @@ def summaries(run: Run | str | Path) -> list[Summary]:
 
 
 def mean(values: Sequence[Any]) -> float:
-    """Of numbers, of which an infinite one may be text; NaN of none."""
+    """The mean of numbers, of which an infinite one may be text; NaN if there are none."""
     return math.fsum(map(float, values)) / len(values) if values else math.nan

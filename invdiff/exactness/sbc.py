@@ -83,7 +83,7 @@ class Simulation:
 
     @property
     def p_value(self) -> float:
-        """Of all quantities together: the smallest times their number, which holds however they depend on each other."""
+        """The p-value of all quantities together: the smallest times their number (Bonferroni)."""
         return min(1.0, len(self.quantities) * min(found.p_value for found in self.quantities.values()))
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PRECISION_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""Of a torch dtype, as it is written in records, the option's value."""
+"""The value of --precision for a torch dtype as records name it."""
 
 
 def choose_device(name: str = "auto") -> torch.device:

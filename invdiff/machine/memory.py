@@ -1,4 +1,4 @@
-"""How much memory there is to be had, and when there was too little."""
+"""How much memory is free, whether an error means that there was too little, and how to go on with less."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _room(limit: Path, used: Path, stat: Path, cached: str) -> list[int]:
     return [max(0, most - taken + int(lines.get(cached, 0)))]
 
 
-# CUDA, cuBLAS, cuDNN, cuFFT, MPS, Triton, torch on a CPU, C++, oneDNN, the system, its loader of libraries.
+# Words by which CUDA and its libraries, MPS, Triton, torch on a CPU, C++, oneDNN and the system say that memory ran out.
 SAID = (
     "out of memory",
     "alloc_failed",
@@ -114,7 +114,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def for_want_of_memory(error: BaseException | None) -> bool:
-    """Whether an exception, or one that it came from, is out of memory: what an allocation breaks fails otherwise itself."""
+    """Whether an exception, or one that caused it, is out of memory: what it interrupts may raise another."""
     while error is not None:
         if is_out_of_memory(error):
             return True

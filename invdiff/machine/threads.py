@@ -1,4 +1,4 @@
-"""What goes on beside a loop: the signals that stop it, what is prepared ahead of it, and what is finished behind it."""
+"""Threads and signals around a loop: stopping at a signal, preparing inputs ahead, finishing outputs behind."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ from invdiff.specs.parameters import fraction, parameter
 
 from .model import NoiseModel, normal
 
-# Of one count. Where less than that is expected a Poisson likelihood is continued as a Gaussian of that variance: a network
-# may ask for z <= 0, of which no count could come.
+# Counts below which the Poisson likelihood is continued as a Gaussian of the variance there: a network may ask for z <= 0,
+# which can give no count.
 DARK = 0.01
 # Rounding, and ringing below half a grey level of 8 bits, may make A(x) negative; more is not a brightness.
 ROUNDING = 2e-3
@@ -35,7 +35,7 @@ GAIN = "brightness of one count, in [0, 1] units; white is 1 / gain counts (or p
 
 @dataclass(frozen=True)
 class _Counts(NoiseModel):
-    """What counting has in common; `_read_variance` comes on top of it."""
+    """What both models of counting share; a subclass says the variance of the amplifier in `_read_variance`."""
 
     signal_dependent: ClassVar[bool] = True
 

@@ -28,7 +28,7 @@ EDGE = 1e-6
 
 @dataclass(frozen=True)
 class _Bounded(NoiseModel):
-    """What both have in common."""
+    """Noise with a bound, which both models share."""
 
     @property
     def _span(self) -> float:

@@ -24,7 +24,7 @@ ACCURACY = 5e-5
 LEAST_TOLERANCE = 1e-6
 # Iterations between two looks at whether all is done, on a device that would have to be waited for.
 LOOK_EVERY = 4
-# Of a posterior's own deviations: how far its mean may be missed where the network is in half precision; see `missing`.
+# Share of a posterior's deviation by which a data step may miss its mean where the network is in half precision.
 SHARE = 0.01
 _share: ContextVar[float] = ContextVar("share", default=0.0)
 
@@ -131,9 +131,9 @@ def data_step_tolerance(misfit: torch.Tensor, gamma: float, z: torch.Tensor) -> 
 
 
 @contextmanager
-def missing(share: float) -> Iterator[None]:
-    """Meanwhile, data steps in single precision may stop where a further iteration moves them by no more than `share` of the
-    posterior's own spread; 0: they are right to ACCURACY.
+def stopping_early(share: float) -> Iterator[None]:
+    """Inside this context data steps in single precision may stop where a further iteration would move them by no more than
+    `share` of the posterior's own spread; 0: they go on until they are right to ACCURACY.
 
     x = argmin gamma ||A x - y||^2 + ||x - z||^2 is the mean of a Gaussian posterior with covariance t^2 M^-1, where gamma =
     t^2 / sigma_y^2 and M = gamma A^T A + I. An error e of x is sqrt(<e, M e>) / t of its deviations long. What is left of

@@ -112,7 +112,7 @@ class Whitened(Weighted):
         return kept if mask is None else kept * mask.to(kept)
 
     def measured_count(self, shape: Shape) -> int:
-        """Of one image; the average, if rows leave out different entries."""
+        """Measured values of one image; their average number, if rows leave out different entries."""
         mask = self.observed(shape)
         if mask is None:
             return super().measured_count(shape)

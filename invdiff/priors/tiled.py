@@ -157,7 +157,7 @@ class TiledPrior(WrappedPrior):
         return answer[..., : x.shape[-2], : x.shape[-1]]
 
     def tiles(self, x: torch.Tensor, side: int) -> Tiles:
-        """Of at most this side, for images like x, whose own sides are multiples of the network's."""
+        """The tiles of at most this side for images like x, whose own sides are multiples of the network's."""
         return Tiles(x.shape[-2:], side, self.overlap, self.prior.multiple)
 
     def blend(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles) -> torch.Tensor:
@@ -273,7 +273,7 @@ class TiledPrior(WrappedPrior):
         return free_memory(self.device) / (2 * WITH_GRADIENT * self._bytes_per_pixel())
 
     def _bytes_per_pixel(self) -> int:
-        """Of the network's activations, without a gradient."""
+        """Memory of the network's activations for one pixel, without a gradient."""
         width = next(weight.shape[0] for weight in self.prior.network.parameters() if weight.ndim == 4)
         return int(width * BYTES[self.prior.precision])
 

@@ -150,7 +150,7 @@ class Problem:
         return Problem(operator, y, self.sigma_y, self.image_shape, self.truth)
 
     def lasting(self) -> Problem:
-        """The same problem, with a y of its own object that stays as it is: what data steps make of it is kept."""
+        """The same problem with a y that no one writes to, so that data steps may keep what they make of it."""
         problem = replace(self, y=self.y.view_as(self.y))
         lasting(problem.y)
         return problem

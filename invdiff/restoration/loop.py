@@ -13,7 +13,7 @@ import torch
 from invdiff import solvers
 from invdiff.errors import NumericalError, UsageError
 from invdiff.machine.random import Draws
-from invdiff.operator.linalg import SHARE, missing
+from invdiff.operator.linalg import SHARE, stopping_early
 from invdiff.priors.counted import CountedPrior
 from invdiff.priors.prior import Prior
 from invdiff.problem.problem import Problem
@@ -118,7 +118,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterato
 
     for step in itertools.count(1):
         # Both end before each yield, so that gradients and data steps of the caller, between two states, are his own.
-        with torch.no_grad(), missing(SHARE if counted.coarse else 0.0):
+        with torch.no_grad(), stopping_early(SHARE if counted.coarse else 0.0):
             move = next(moves, None)
             if move is None:
                 look(0)

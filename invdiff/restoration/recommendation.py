@@ -32,7 +32,8 @@ OTHER, CURVED = "other", "nonlinear"
 PIXELWISE = ("colour", "mixing")
 HOLES = "holes"
 HOLE = 2.0
-"""Of `first_level.hidden` at hardly any noise: a square of 8 x 8 pixels is lost as a whole; holes of 15 x 15 hold one."""
+"""`first_level.hidden` at almost no noise from which on inpainting has to fill holes: 2 where a square of 8 x 8 pixels is
+lost as a whole, as in every hole of 15 x 15."""
 NONLINEAR = ("tone", "saturation", "compression", "phase")
 
 
@@ -62,7 +63,7 @@ class Score:
 
 @cache
 def scores() -> tuple[Score, ...]:
-    """All that was measured."""
+    """All rows of `recommendations.json`."""
     text = files("invdiff.restoration").joinpath("recommendations.json").read_text()
     return tuple(Score(**line) for line in json.loads(text)["scores"])
 
@@ -119,7 +120,7 @@ def recommend(
 
 
 def _cut(runs: Iterable[tuple[Score, Solver]], budget: int) -> list[tuple[Score, Solver]]:
-    """Those of the smallest budget, with fewer steps."""
+    """The scores measured with the smallest budget, each with as many fewer steps as the budget asked for pays."""
     runs = list(runs)
     least = min((score.budget for score, _ in runs), default=0)
     cut = [(score, within(score.solver, budget, passes=True)) for score, _ in runs if score.budget == least]

@@ -130,7 +130,7 @@ class Runs:
         return particles.to(self.problem.y.device)
 
     def _take_less(self, together: int) -> None:
-        """After so many runs together ran out of memory: half as many from now on, or smaller tiles."""
+        """Go on with half as many runs at once, or smaller tiles, after `together` runs ran out of memory."""
         tiles = self.prior if isinstance(self.prior, TiledPrior) else None
         if together == 1:
             assert tiles is not None

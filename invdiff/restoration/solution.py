@@ -58,7 +58,7 @@ class Solution:
 
     @cached_property
     def standard_error(self) -> torch.Tensor:
-        """Of the mean, (B,), in [0, 1] units: root mean square over the pixels of std / sqrt(n); NaN for one sample."""
+        """The standard error of the mean, (B,), in [0, 1] units: see `standard_error`."""
         return standard_error(self.samples)
 
     def quantile(self, q: float) -> torch.Tensor:
@@ -129,7 +129,7 @@ class Solution:
 
 
 def standard_error(samples: torch.Tensor) -> torch.Tensor:
-    """Of the mean over samples (n, B, ...): the root mean square over the pixels of each image, (B,); NaN for n = 1."""
+    """The standard error of the mean over samples (n, B, ...), as root mean square over each image, (B,); NaN for n = 1."""
     if len(samples) == 1:
         return samples[0].flatten(1).mean(1) * float("nan")
     return (samples.var(0) / len(samples)).flatten(1).mean(1).sqrt()

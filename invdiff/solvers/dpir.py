@@ -45,7 +45,8 @@ MARGIN = 1.5
 EXPLAINED = 1.05
 """Residual at which the noise explains what is left between A z and y (Morozov's discrepancy principle)."""
 FEW = 2
-"""Steps that are not: they start at the error's root mean square."""
+"""Up to so many steps, the first level is the root mean square of the first estimate's error: too few steps are left to come
+down from the error in the worst places."""
 
 
 @dataclass(frozen=True)

@@ -113,6 +113,6 @@ def hidden(operator: Operator, shape: Shape, sigma_y: float, like: torch.Tensor)
 
 
 def quantile(values: torch.Tensor, share: float, most: float = math.inf) -> float:
-    """Of all values, each at most `most`."""
+    """The quantile of all values at this share, at most `most`."""
     flat = values.flatten()
     return min(most, float(flat.kthvalue(max(1, round(share * flat.numel()))).values))

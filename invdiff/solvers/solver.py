@@ -28,7 +28,7 @@ from invdiff.specs.registry import import_target
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """From the level sigma to next_sigma (0 at the end): x there, and the estimates it came from. See `sampling.State`."""
+    """From the level sigma to next_sigma (0 at the end): x there, and the estimates it came from. See `restoration.loop.State`."""
 
     sigma: float
     next_sigma: float
@@ -49,7 +49,7 @@ Transition = Callable[[torch.Tensor, Estimate, float, float, Draws], torch.Tenso
 
 @dataclass(frozen=True)
 class Solver(Method):
-    """Hyperparameters of a method. Subclasses add theirs and write `correction` and `transition`."""
+    """Hyperparameters of a method. A subclass adds its own and writes `correction` and `step`, or `walk`."""
 
     name: ClassVar[str] = "solver"
     needs: ClassVar[frozenset[str]] = frozenset({"linear"})

@@ -52,7 +52,7 @@ from invdiff.specs.parameters import parameter
 TWISTS = ("auto", "tweedie", "scalar", "plain")
 MAX_TWEEDIE = 16
 LOCAL_TOLERANCE, LOCAL_ITERATIONS = 1e-2, 20
-"""Of the inverse at a point where A is not linear: a twist is an approximation anyway, and weights make up for it."""
+"""Accuracy and iterations of the inverse where A is not linear: a twist is an approximation, for which weights make up."""
 
 
 @dataclass(frozen=True)

@@ -56,9 +56,9 @@ class TrainingConfig:
     weighting: str = "simple"
     """How much each noise level counts: see invdiff.diffusion.weighting."""
     gamma: float = 5.0
-    """Of weighting min_snr: the signal-to-noise ratio above which levels stop counting more."""
+    """For weighting min_snr: the signal-to-noise ratio from which on levels count no more than at this one."""
     sigma_data: float = 0.5
-    """Of weighting edm: standard deviation of the images on [-1, 1]."""
+    """For weighting edm: standard deviation of the images on [-1, 1]."""
     crops: tuple[int, ...] = (64, 64, 96, 128, 192)
     """Crop sides in pixels, one drawn for each step; repeat one to draw it more often."""
     pixels: int = 16 * 64 * 64
@@ -88,9 +88,9 @@ class TrainingConfig:
     warmup: int = 200
     """Steps of linear warm-up."""
     decay: str = "cosine"
-    """After the warm-up the rate falls to zero as half a cosine or a line, or stays constant until the cool-down."""
+    """Learning-rate schedule after the warm-up: to zero along half a cosine or a line, or constant until the cool-down."""
     cooldown: float = 0.2
-    """Of decay constant: the last share of the budget, in which the rate falls to zero along a line."""
+    """For decay constant: the last share of the budget, in which the learning rate falls to zero along a line."""
     weight_decay: float = 1e-4
     clip: float = 1.0
     """Gradient norm above which gradients are scaled down."""

@@ -60,5 +60,5 @@ class Averages:
 
 
 def _distance(one: float, two: float) -> float:
-    """Of two decays: how many times longer the one remembers (1 / (1 - d) steps), as an absolute logarithm."""
+    """Distance of two decays: how many times longer the one remembers (1 / (1 - d) steps), as an absolute logarithm."""
     return abs(math.log1p(-one) - math.log1p(-two))

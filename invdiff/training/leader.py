@@ -84,7 +84,7 @@ class Leader:
             self.report(self._facts)
 
     def finished(self) -> None:
-        """After the last step, when the budget is used up: validate, and report that."""
+        """Validate after the last step, when the budget is used up, and report the result."""
         self.validate()
         if self.report and self._facts:
             self.report(self._facts | {"progress": 1.0, "remaining": 0.0})

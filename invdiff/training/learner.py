@@ -63,13 +63,13 @@ class Feeder:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one step, in this process: its number, counted from 0, the learning rate, the timestep of each crop, and what
-    `read` gives, which a GPU may still be working on."""
+    """What one step of this process gave: its number, counted from 0, the learning rate, the timestep of each crop, and the
+    numbers that `read` gives, which a GPU may still be computing."""
 
     step: int
     lr: float
     pixels: int
-    """Of this process' crops together."""
+    """Pixels of all crops of this process."""
     t: np.ndarray
     numbers: torch.Tensor
     written: torch.cuda.Event | None = None

@@ -27,11 +27,11 @@ class Utilisation:
 
     @classmethod
     def measure(cls, network: Any, config: TrainingConfig, device: torch.device, precision: torch.dtype) -> Utilisation:
-        """Of a network on the CPU."""
+        """Count the operations of a network that lies on the CPU, and time a matrix product on the device."""
         return cls(3 * flop_per_pixel(network, config.channels, config.downsampling), matrix_rate(device, precision))
 
     def describe(self, pixels_per_second: float) -> str:
-        """Of one process, in words."""
+        """The rate of one process in words."""
         rate = self.flop * pixels_per_second
         return f"{rate / 1e12:.3g} TFLOP/s ({rate / self.peak:.0%} of a matrix product's)"
 

@@ -18,9 +18,9 @@ from invdiff.files.pages.rendering import data_uri
 SIDE = 512
 """Pixels: larger pictures are shrunk to this."""
 RESTORATIONS = 8
-"""Of one image: those of the rows with the highest PSNR."""
+"""Restorations that are shown of one image: those of the rows with the highest PSNR."""
 BYTES = 24_000_000
-"""Of all pictures together; a page much larger opens slowly."""
+"""Size of all pictures of a page together: a much larger page opens slowly."""
 BRIGHTEST = 0.125
 """The error, and the standard deviation, shown in the brightest colour: one scale, for they should look alike."""
 STD_WHITE = 0.25

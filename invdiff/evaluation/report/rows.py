@@ -82,7 +82,7 @@ class Row:
 
     @property
     def calibration(self) -> dict[str, Any] | None:
-        """Those of all images together; None where there is none."""
+        """The calibration of all images together; None where there is none."""
         return pooled(self.calibrations) if self.calibrations else None
 
     def mean(self, key: str) -> float | None:

@@ -70,8 +70,8 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Of a search. solver: the defaults; tuned: the settings that gained most, the defaults if none did; better: whether
-    they beat the defaults on the pictures that were searched on and, if there are any, on those held back."""
+    """What a search found. solver: the defaults; tuned: the settings that gained most, the defaults if none did; better:
+    whether they beat the defaults on the pictures that were searched on and, if there are any, on those held back."""
 
     judge: Judge
     pictures: Pictures

@@ -53,7 +53,7 @@ class Dimension:
 
     @property
     def distribution(self) -> Any:
-        """The same for Optuna."""
+        """The dimension as Optuna describes it."""
         from optuna import distributions
 
         if self.choices:

@@ -117,7 +117,7 @@ class Graph:
         with capturing(beside):
             for _ in range(2):  # libraries set themselves up at the first calls, which cannot be recorded
                 function(self._x, self._t)
-            # Of this thread alone: others may allocate meanwhile.
+            # The memory of this thread alone: others may allocate meanwhile.
             with torch.cuda.graph(self._graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
                 self._output = function(self._x, self._t)
 

@@ -100,7 +100,7 @@ class Checkpoint:
         return bool(middle) or any("Attn" in str(block) for block in blocks)
 
     def sha256(self) -> str:
-        """Of the weights file; of all of them one after the other, in the order of their names, where it is sharded."""
+        """The hash of the weights file; of its shards one after the other, in the order of their names."""
         digest = hashlib.sha256()
         for path in self.weights:
             with path.open("rb") as file:

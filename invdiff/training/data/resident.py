@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARE = 0.25
-"""Of the device's free memory that the images may take: the network needs the rest."""
+"""Share of the device's free memory that the images may take: the network needs the rest."""
 TRIED = 64
 """Images that are decoded to estimate the size of all."""
 

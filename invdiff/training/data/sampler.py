@@ -17,7 +17,7 @@ from invdiff.training.data.photographs import Photographs, Skipped
 __all__ = ["CropSampler", "Usable", "check_weights", "split", "split_by_key", "to_network"]
 
 ENOUGH = 1000
-"""Images of a folder that are tried before it counts as unusable: who has a million wrong ones hears it soon."""
+"""Images that are tried before a whole set counts as unusable: a million wrong ones need not all be decoded to say so."""
 
 
 class Usable:
