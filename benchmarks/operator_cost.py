@@ -22,7 +22,7 @@ import torch
 
 from invdiff import operators
 from invdiff.operator.contract import Operator
-from invdiff.operator.linalg import SHARE, solve
+from invdiff.operator.linalg import SHARE, solve, stopping_early
 from invdiff.restoration.api import resolve_prior
 
 # Ours, and its deepinv counterpart by name in `physics` below; None: deepinv has none that fits.
@@ -189,7 +189,7 @@ def plain_step(operator: Operator, z: torch.Tensor, y: torch.Tensor, gamma: floa
 
 
 def coarse_step(operator: Operator, z: torch.Tensor, y: torch.Tensor, gamma: float) -> torch.Tensor:
-    with missing(SHARE):
+    with stopping_early(SHARE):
         return operator.prox_l2(z, y, gamma)
 
 

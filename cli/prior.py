@@ -15,7 +15,6 @@ invdiff prior import ffhq_10m.pt -o priors/ffhq
 invdiff prior verify priors/ffhq
 invdiff prior elbo natural --data photos
 invdiff prior export runs/mine -o mine-fp16 --precision fp16
-invdiff prior push mine-fp16 owner/name
 """
 
 COMMANDS = {
@@ -25,13 +24,12 @@ COMMANDS = {
     "export": "invdiff.cli.prior_export:export_prior",
     "verify": "invdiff.cli.prior_verify:verify_prior",
     "elbo": "invdiff.cli.elbo:elbo",
-    "push": "invdiff.cli.prior_push:push_prior",
 }
 
 
 @click.command(cls=options.LazyGroup, commands=COMMANDS, epilog=EXAMPLES)
 def prior() -> None:
-    """Show, import, check, measure and publish trained priors."""
+    """Show, import, check, measure and export trained priors."""
 
 
 @click.command("list", cls=options.Command, epilog="invdiff prior list")

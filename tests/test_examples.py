@@ -169,7 +169,7 @@ def test_the_shell_examples_of_the_readme_run(folder: Path, prior: Path) -> None
     ran = []
     for words in commands("".join(re.findall(r"```sh\n(.*?)```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL))):
         if words[0] in ("evaluate", "report", "compare-deepinv", "train") or words[:2] in (
-            ["operators", "check"], ["prior", "import"], ["prior", "verify"], ["prior", "push"],
+            ["operators", "check"], ["prior", "import"], ["prior", "verify"],
         ):  # fmt: skip
             continue
         more = ["--prior", "my-prior"] if words[0] == "restore" and "--prior" not in words else []

@@ -304,7 +304,7 @@ class TestWhereItGoes:
 
 
 class TestCommands:
-    @pytest.mark.parametrize("name", ["import", "export", "verify", "push"])
+    @pytest.mark.parametrize("name", ["import", "export", "verify"])
     def test_the_examples_in_the_help_are_valid(self, name):
         text = invoke("prior", name, "--help").output.partition("Examples:\n")[2]
         examples = [shlex.split(line) for line in text.splitlines() if line.strip()]

@@ -28,7 +28,7 @@ from invdiff.specs.registry import import_target
 
 @dataclass(frozen=True, eq=False)
 class Move:
-    """From the level sigma to next_sigma (0 at the end): x there, and the estimates it came from. See `restoration.loop.State`."""
+    """From the level sigma to next_sigma (0 at the end): x there, and the estimates it came from. See `State`."""
 
     sigma: float
     next_sigma: float

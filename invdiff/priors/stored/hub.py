@@ -1,4 +1,4 @@
-"""Priors on the Hugging Face hub: fetch a repository's checkpoint, push a folder. The client is huggingface_hub's.
+"""Priors on the Hugging Face hub: fetch a repository's checkpoint. The client is huggingface_hub's.
 
 Its own settings hold: the token of `hf auth login` or HF_TOKEN, HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE.
 """
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from invdiff.errors import CheckpointError, UsageError, first_line
+from invdiff.errors import CheckpointError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SETTINGS = (
@@ -47,44 +47,9 @@ def fetch(repository: str) -> Path:
     except Exception as error:
         raise CheckpointError(
             f"{repository}: no such folder here, and it cannot be fetched from the Hugging Face hub "
-            f"({_cause(error)}); {_fix(error, repository, reading=True)}"
+            f"({_cause(error)}); {_fix(error)}"
         ) from error
     return folder
-
-
-def check_push(repository: str) -> None:
-    """Raise UsageError unless this can be a repository's name, CheckpointError if there is no token to write with."""
-    if not HUB_ID.fullmatch(repository) or "--" in repository or ".." in repository or repository.endswith(".git"):
-        raise UsageError(f"{repository!r} is not a name on the hub; write owner/name, of letters, digits, - _ and .")
-    from huggingface_hub import get_token
-
-    if get_token() is None:
-        raise CheckpointError(
-            f"{repository}: no token to write to the Hugging Face hub with; run `hf auth login`, or set HF_TOKEN to a "
-            "token with write access (https://huggingface.co/settings/tokens)"
-        )
-
-
-def push(folder: Path, repository: str, *, private: bool = False, message: str = "Upload a diffusion prior") -> str:
-    """Upload a folder's files as one commit to owner/name, which is created if it is new; returns its address.
-
-    Files there that have other names stay. private: of a new repository; an existing one stays as it is.
-    Raises UsageError for a name that none can have, CheckpointError, in one line, if it cannot be done.
-    """
-    check_push(repository)
-    from huggingface_hub import HfApi
-
-    api = HfApi()
-    try:
-        with _calm():
-            created = api.create_repo(repository, private=private, exist_ok=True)
-            api.upload_folder(repo_id=created.repo_id, folder_path=folder, commit_message=message)
-    except Exception as error:
-        raise CheckpointError(
-            f"{repository}: not pushed to the Hugging Face hub ({_cause(error)}); "
-            f"{_fix(error, repository, reading=False)}"
-        ) from error
-    return str(created)
 
 
 def commit_of(folder: Path) -> str | None:
@@ -121,20 +86,17 @@ def _cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if status is None else f"HTTP {status}: {said.splitlines()[0]}"
 
 
-def _fix(error: BaseException, repository: str, *, reading: bool) -> str:
+def _fix(error: BaseException) -> str:
     """What to do about an error of the client."""
     kind, status = type(error).__name__, _status(error)
     login = "`hf auth login` or HF_TOKEN"
-    if kind == "RepositoryNotFoundError" and reading:
+    if kind == "RepositoryNotFoundError":
         # The hub answers 401 or 404 alike, so as not to tell which private repositories there are.
         return f"check the name; if it is private or gated, log in with {login}"
     if status == 401:
         return f"the token is not valid: renew it with {login}"
     if status in (403, 404):
-        owner = repository.partition("/")[0]
-        return f"the token may not {'read this' if reading else f'write to {owner}'}: use one that may, with {login}"
-    if status is None and any(name in kind for name in (*_UNREACHABLE, "ConnectionError")):
-        return "check the name and the network (and that HF_HUB_OFFLINE is not set), or " + (
-            "download it elsewhere and give its folder" if reading else "push it later"
-        )
-    return "check the name and the network" + (", or download it elsewhere and give its folder" if reading else "")
+        return f"the token may not read this: use one that may, with {login}"
+    offline = status is None and any(name in kind for name in (*_UNREACHABLE, "ConnectionError"))
+    network = "the network (and that HF_HUB_OFFLINE is not set)" if offline else "the network"
+    return f"check the name and {network}, or download it elsewhere and give its folder"
