@@ -20,9 +20,8 @@ invdiff bench
 invdiff bench --sizes 128,512x768 --batch 1,8 --solver ddrm --solver dps:weight=0.5
 invdiff bench --precision bf16 --json
 """
-SOLVERS = ("auto", "dps")
 CALLS = 20
-"""What a restoration usually takes: the number that the last line speaks of."""
+"""Network calls of a usual restoration, for which the last lines tell the time."""
 
 
 @click.command(cls=options.Command, epilog=EXAMPLES)
@@ -35,18 +34,14 @@ CALLS = 20
     "solvers",
     metavar="SPEC",
     multiple=True,
-    default=SOLVERS,
+    default=("auto", "dps"),
     help="Solver to time on the largest size, batch 1; repeatable.",
 )
 @click.option(
     "--operator", metavar="SPEC", default="gaussian_blur:sigma=2", help="Forward operator that the solvers invert."
 )
-@click.option(
-    "--steps", type=click.IntRange(min=1), metavar="N", default=5, help="Network calls of each timed restoration."
-)
-@click.option(
-    "--repeats", type=click.IntRange(min=1), metavar="N", default=5, help="Timings, of which the median is printed."
-)
+@options.count("--steps", default=5, help="Network calls of each timed restoration.")
+@options.count("--repeats", default=5, help="Timings, of which the median is printed.")
 @options.prior_option
 @click.option("--device", metavar="DEVICE", default="auto", help="Where the network runs.")
 @click.option(
@@ -69,8 +64,8 @@ def bench(
 ) -> None:
     """Time the network and the solvers on this machine.
 
-    Seconds for one call of the network, by image size, batch and precision; seconds for an image by solver, and how much
-    of that are not network calls; memory. Takes a minute or two on a laptop and needs no files.
+    Seconds for one call of the network, by image size, batch and precision; seconds for an image by solver, beside those of
+    its network calls alone; memory. Takes a minute or two on a laptop and needs no files.
     """
     import dataclasses
 
@@ -99,25 +94,22 @@ def bench(
         if not as_json:
             click.echo(text)
 
-    def log(text: str) -> None:
-        click.echo(f"timing {text} ...", err=True)
-
     first = next(iter(priors.values()))
     machine = {"device": device_name(first), "torch": torch.__version__, "prior": first.name, "repeats": repeats}
     say(f"{machine['device']}; torch {machine['torch']}; prior {first.name}; medians of {repeats}\n")
-    log("the network")
+    click.echo("timing the network ...", err=True)
     calls = list(time_calls(priors, sizes, batch, repeats))
     fastest = max(priors, key=lambda name: calls[-1].speedup[name])
     say(call_table(calls))
     largest = max(sizes, key=lambda size: size[0] * size[1])
     runs = []
     for solver in solvers:
-        log(f"{solver} at {_size(largest)}")
+        click.echo(f"timing {solver} at {_size(largest)} ...", err=True)
         runs.append(time_solver(priors[fastest], solver, operator, largest, 1, steps, repeats))
     say("\n" + solver_table(runs, fastest))
     compilation = None
     if compile:
-        log("the compiled network; compiling takes a minute or two")
+        click.echo("timing the compiled network; compiling takes a minute or two ...", err=True)
         compiled = resolve_prior(prior, device, fastest, compile=True)
         assert isinstance(compiled, NetworkPrior)
         compilation = time_compilation(priors[fastest], compiled, largest, repeats)
@@ -138,34 +130,21 @@ def call_table(calls: list[CallTime]) -> str:
     """Seconds for one call of the network, a row for each size and batch."""
     first, *others = calls[0].seconds
     head = ("size", "batch", *(f"{name}, s/call" for name in (first, *others)), *(f"{n}/{first}" for n in others))
-    rows = [
-        (
-            _size(row.size),
-            str(row.batch),
-            *(f"{seconds:.3g}" for seconds in row.seconds.values()),
-            *(f"{row.speedup[name]:.2f} x" for name in others),
-            f"{row.memory:.0f}",
-        )
-        for row in calls
-    ]
+    rows = []
+    for row in calls:
+        numbers = [f"{seconds:.3g}" for seconds in row.seconds.values()] + [f"{row.speedup[n]:.2f} x" for n in others]
+        rows.append((_size(row.size), str(row.batch), *numbers, f"{row.memory:.0f}"))
     return tables.table((*head, "memory, MB"), rows)
 
 
 def solver_table(runs: list[SolverTime], precision: str) -> str:
     """Seconds for one image, a row for each solver."""
     head = ("solver", "operator", "size", "calls", f"s/image, {precision}", "over its bare calls", "memory, MB")
-    rows = [
-        (
-            run.solver,
-            run.operator,
-            _size(run.size),
-            f"{run.calls}" + (f" + {run.backwards} backward" if run.backwards else ""),
-            f"{run.seconds:.2f}",
-            f"{run.ratio:.3f} x",
-            f"{run.memory:.0f}",
-        )
-        for run in runs
-    ]
+    rows = []
+    for run in runs:
+        calls = f"{run.calls}" + (f" + {run.backwards} backward" if run.backwards else "")
+        numbers = (f"{run.seconds:.2f}", f"{run.ratio:.3f} x", f"{run.memory:.0f}")
+        rows.append((run.solver, run.operator, _size(run.size), calls, *numbers))
     return tables.table(head, rows)
 
 
@@ -175,8 +154,8 @@ def meaning(calls: list[CallTime], runs: list[SolverTime], fastest: str, compila
     for run in runs:
         seconds = run.seconds / run.calls * CALLS
         lines.append(
-            f"A {_size(run.size, ' x ')} image at {CALLS} calls takes about {duration(seconds)} with {run.solver}, a "
-            f"hundred of them {duration(100 * seconds)}. Time grows with pixels, calls and samples alike."
+            f"A {_size(run.size, ' x ')} image at {CALLS} calls takes about {tables.duration(seconds)} with {run.solver}, a "
+            f"hundred of them {tables.duration(100 * seconds)}. Time grows with pixels, calls and samples alike."
         )
     if len(calls[-1].seconds) > 1:
         slowest = min(calls[-1].speedup, key=lambda name: calls[-1].speedup[name])
@@ -193,13 +172,6 @@ def meaning(calls: list[CallTime], runs: list[SolverTime], fastest: str, compila
             f"{compilation.eager / compilation.compiled:.2f} times as fast: --compile {pays}."
         )
     return lines
-
-
-def duration(seconds: float) -> str:
-    """3.2 s, 45 s, 4.3 minutes, 2.1 hours."""
-    if seconds < 90:
-        return f"{seconds:.2g} s"
-    return f"{seconds / 60:.3g} minutes" if seconds < 5400 else f"{seconds / 3600:.3g} hours"
 
 
 def _size(size: tuple[int, int], times: str = "x") -> str:

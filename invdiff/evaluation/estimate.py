@@ -1,4 +1,4 @@
-"""How long an evaluation will take: a solver's own seconds for a call, measured on one image, times the calls to come."""
+"""How long an evaluation will take: seconds for a network call of each solver, measured on one image, times the calls."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from invdiff.restoration.recommendation import within
 from invdiff.solvers.solver import Solver
 
 TRIED = 2
-"""Network calls of a measurement."""
+"""Network calls of the restoration that is timed."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell still takes: images, network calls for all of them, and seconds, None where the trial failed."""
+    """The cost of one cell. images: still to do; calls: network calls for all of them; seconds: None if the trial failed."""
 
     label: str
     images: int
@@ -35,29 +35,25 @@ class Estimate:
 
 
 def estimate(plan: Plan, done: set[Place], limit: int | None = None) -> list[Estimate]:
-    """For each cell, by a short run of its solver on the first image that is to be done; time grows with the pixels."""
+    """The cost of each cell, by a short run of its solver on the first image to be done; time is taken to grow with the
+    pixels."""
     rates: dict[tuple[object, ...], float | None] = {}
     found = []
     for task in plan.tasks:
         left = [source for source in task.sources[:limit] if (task.id, source.key) not in done]
-        pixels, calls, seconds = 0, 0, 0.0
-        rate: float | None = 0.0
-        if left:
-            first = _first(task, left)
-            if first is None:
-                found.append(Estimate(task.cell.label, len(left), 0, None))
-                continue
-            solver = solver_for(task, tuple(first.shape))
-            kind = (solver.name, task.operator.family, task.data.name, task.cell.prior)
-            if kind not in rates:
-                rates[kind] = _rate(task, solver, first)
-            rate = rates[kind]
-            calls = len(left) * solver.nfe * -(-task.cell.samples // solver.population)
-            sizes = [source.size() if task.data.crop is None else None for source in left]
-            pixels = first.shape[-2] * first.shape[-1]
-            share = sum(1.0 if size is None else math.prod(size) / pixels for size in sizes) / len(left)
-            seconds = calls * (rate or 0.0) * share
-        found.append(Estimate(task.cell.label, len(left), calls, None if rate is None else seconds))
+        first = _first(task, left)
+        if first is None:
+            found.append(Estimate(task.cell.label, len(left), 0, None if left else 0.0))
+            continue
+        solver = solver_for(task, tuple(first.shape))
+        kind = (solver.name, task.operator.family, task.data.name, task.cell.prior)
+        if kind not in rates:
+            rates[kind] = _rate(task, solver, first)
+        rate, pixels = rates[kind], first.shape[-2] * first.shape[-1]
+        calls = len(left) * solver.nfe * -(-task.cell.samples // solver.population)
+        sizes = [source.size() if task.data.crop is None else None for source in left]
+        share = sum(1.0 if size is None else math.prod(size) / pixels for size in sizes) / len(left)
+        found.append(Estimate(task.cell.label, len(left), calls, None if rate is None else calls * rate * share))
     return found
 
 
@@ -82,7 +78,7 @@ def solver_for(task: Task, shape: tuple[int, ...]) -> Solver:
 
 
 def _rate(task: Task, solver: Solver, truth: torch.Tensor) -> float | None:
-    """Seconds for a network call of this solver, its own work included."""
+    """Seconds for a network call of this solver, its other work included; None where it fails."""
     try:
         short = within(solver.spec, TRIED) or solver
         y = degrade(truth[None], task.operator, task.cell.noise)
@@ -90,7 +86,7 @@ def _rate(task: Task, solver: Solver, truth: torch.Tensor) -> float | None:
         def run() -> None:
             restore(y, task.operator, task.cell.noise, task.prior, short)
 
-        run()  # the first one pays for what is made once
+        run()  # the first run makes what is kept for the later ones
         started = time.perf_counter()
         run()
         return (time.perf_counter() - started) / short.nfe

@@ -1,4 +1,7 @@
-"""How fast a prior's network is here, and what a solver adds to it. All times are medians of runs that alternate."""
+"""How fast a prior's network is on this machine, and what a solver adds to it.
+
+All times are medians of runs that alternate, so that what else the machine does disturbs the ratios little.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ Size = tuple[int, int]
 def alternate(
     functions: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, warm: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each function, run in turn `repeats` times after `warm` turns that warm up."""
+    """Seconds of each function, called in turn `repeats` times, after `warm` turns that are not measured."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for turn in range(repeats + warm):
         for name, function in functions.items():
@@ -41,18 +44,18 @@ def alternate(
 
 
 def warm_up(device: torch.device) -> int:
-    """Calls of a network after which it is as quick as it gets: on a GPU, when its CUDA graph is made."""
+    """How many calls of a network bring it to its full speed: on a GPU, those before its CUDA graph is made."""
     return WORTH + 2 if device.type == "cuda" else 1
 
 
 def median_ratio(above: Sequence[float], below: Sequence[float]) -> float:
-    """The median of ratios turn by turn, which what else the machine does disturbs less than the ratio of medians."""
+    """The median of the ratios turn by turn, which other load on the machine disturbs less than the ratio of medians."""
     return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 @dataclass(frozen=True)
 class CallTime:
-    """One call of the network. seconds: by the precision's name; memory: MB, the most held so far (a GPU: for this row)."""
+    """One call of the network. seconds, speedup: by the precision's name; memory: `peak_memory`, in MB."""
 
     size: Size
     batch: int
@@ -64,7 +67,7 @@ class CallTime:
 def time_calls(
     priors: Mapping[str, NetworkPrior], sizes: Sequence[Size], batches: Sequence[int], repeats: int
 ) -> Iterator[CallTime]:
-    """The same call of one network in several precisions (or other variants); the first is what `speedup` compares with."""
+    """Time the same call of a network in several variants, such as precisions, by name; `speedup` is over the first one."""
     first = next(iter(priors))
     for height, width in sorted(sizes, key=lambda size: size[0] * size[1]):
         for batch in sorted(batches):
@@ -86,7 +89,7 @@ def time_calls(
 
 @dataclass
 class Call:
-    """One call of a network: for how many images, whether its graph was kept, and the backward passes through it."""
+    """One call of a network: the number of images, whether gradients were kept, and the backward passes through it."""
 
     images: int
     gradient: bool
@@ -94,7 +97,7 @@ class Call:
 
 
 class Recorder(WrappedPrior):
-    """A prior that writes down how it was called."""
+    """A prior that records how it is called."""
 
     def __init__(self, prior: Prior) -> None:
         super().__init__(prior)
@@ -124,13 +127,12 @@ def replay(prior: NetworkPrior, shape: Sequence[int], calls: Sequence[Call]) -> 
 
 @dataclass(frozen=True)
 class SolverTime:
-    """seconds: for one image; bare: of its network calls alone; ratio: of the two, the median over turns; calls: network
-    calls; backwards: backward passes; memory: as in CallTime."""
+    """A restoration. seconds: for one image; bare: for its network calls alone; ratio: median of their quotient over the
+    turns; calls, backwards: forward and backward passes for one image; memory: `peak_memory`, in MB."""
 
     solver: str
     operator: str
     size: Size
-    batch: int
     calls: int
     backwards: int
     seconds: float
@@ -142,7 +144,7 @@ class SolverTime:
 def time_solver(
     prior: NetworkPrior, solver: Solver | str, operator: str, size: Size, batch: int, steps: int | None, repeats: int
 ) -> SolverTime:
-    """`restore` from start to end, in turns with the same calls of the bare network."""
+    """Time `restore` from start to end, in turns with the same calls of the bare network."""
     shape = (prior.channels, *size)
     x = torch.rand(batch, *shape, generator=generator(0, "speed", 0))
     y = degrade(x, operator, noise=0.05)
@@ -160,7 +162,6 @@ def time_solver(
         name,
         operator,
         size,
-        batch,
         sum(call.images for call in recorder.calls) // batch,
         sum(call.backwards * call.images for call in recorder.calls) // batch,
         statistics.median(seconds["solver"]) / batch,
@@ -172,7 +173,7 @@ def time_solver(
 
 @dataclass(frozen=True)
 class CompileTime:
-    """What `torch.compile` costs and gains. seconds: of the first call, which compiles; eager, compiled: of one call."""
+    """What `torch.compile` costs and gains. seconds: of the first call, which compiles; eager, compiled: of a call."""
 
     size: Size
     seconds: float
@@ -181,18 +182,16 @@ class CompileTime:
 
     @property
     def pays_after(self) -> int | None:
-        """The number of calls after which the time for compiling is saved; None: never."""
+        """The number of calls after which compiling has paid for itself; None: never."""
         saved = self.eager - self.compiled
         return math.ceil(self.seconds / saved) if saved > 0 else None
 
 
 def time_compilation(eager: NetworkPrior, compiled: NetworkPrior, size: Size, repeats: int) -> CompileTime:
-    """One call of each in turn, batch 1, after the compilation."""
-    x = torch.zeros(1, eager.channels, *size, device=eager.device)
+    """Time one call of each in turn, batch 1, after the compilation."""
+    started = time.perf_counter()
     with torch.no_grad():
-        started = time.perf_counter()
-        compiled.denoise(x, 0.1)
-        seconds = time.perf_counter() - started
-        turns = {"eager": lambda: eager.denoise(x, 0.1), "compiled": lambda: compiled.denoise(x, 0.1)}
-        times = alternate(turns, repeats, eager.device, warm_up(eager.device))
-    return CompileTime(size, seconds, statistics.median(times["eager"]), statistics.median(times["compiled"]))
+        compiled.denoise(torch.zeros(1, eager.channels, *size, device=eager.device), 0.1)
+    seconds = time.perf_counter() - started
+    (row,) = time_calls({"eager": eager, "compiled": compiled}, [size], [1], repeats)
+    return CompileTime(size, seconds, **row.seconds)
