@@ -151,7 +151,7 @@ def test_less_crps_is_a_gain() -> None:
         result.judge,
         max((t for t in result.found.trials if t.state == "complete"), key=lambda t: t.gain or 0),
     )
-    assert rules.gains({"a": 0.1}, {"a": 0.3}) == pytest.approx([0.2])
+    assert rules.gain({"a": 0.1}, {"a": 0.3}) == pytest.approx(0.2)
     assert judge().gains({"a": 0.1}, {"a": 0.3}) == pytest.approx([-0.2])  # the twin: PSNR
     solver = solvers.get(best.solver)
     for picture in result.pictures.usable:

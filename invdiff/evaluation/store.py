@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
 import shlex
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.errors import ImageError, UsageError
-from invdiff.files.atomic import explained
+from invdiff.files.atomic import drop_torn_line, explained
 
 KIND, FORMAT = "invdiff evaluate", 1
 RUN, RESULTS, TIMINGS = "run.json", "results.jsonl", "timings.jsonl"
@@ -203,7 +202,7 @@ def _append(path: Path, lines: Iterable[Line]) -> None:
     if not text:
         return
     with explained(path), open(path, "ab+", buffering=0) as file:
-        size = _drop_torn_line(file)
+        size = drop_torn_line(file)
         try:
             if os.write(file.fileno(), text) != len(text):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # the disk took only a part
@@ -211,17 +210,6 @@ def _append(path: Path, lines: Iterable[Line]) -> None:
         except BaseException:
             file.truncate(size)
             raise
-
-
-def _drop_torn_line(file: io.FileIO) -> int:
-    """Remove what a killed process wrote of a last line; the size of the file after that, in bytes."""
-    size = end = file.seek(0, os.SEEK_END)
-    newline = -1
-    while end > 0 and newline < 0:
-        start = file.seek(max(0, end - 4096))
-        newline = file.read(end - start).rfind(b"\n")
-        end = start + newline + 1
-    return end if end == size else file.truncate(end)
 
 
 def _lines(path: Path) -> Iterator[Line]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
 from collections.abc import Iterator, Sequence
@@ -115,3 +116,17 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if pending is None:
             _remove(temporary)
+
+
+def drop_torn_line(file: io.FileIO) -> int:
+    """Remove a last line without an end, which a killed process left; the file's size after that, in bytes.
+
+    file: opened to be read and appended to, without a buffer.
+    """
+    size = end = file.seek(0, os.SEEK_END)
+    newline = -1
+    while end > 0 and newline < 0:
+        start = file.seek(max(0, end - 4096))
+        newline = file.read(end - start).rfind(b"\n")
+        end = start + newline + 1
+    return end if end == size else file.truncate(end)

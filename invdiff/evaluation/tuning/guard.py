@@ -1,4 +1,4 @@
-"""Test sets are for testing: settings that were searched on one make every number measured on it worthless."""
+"""Refuse to tune on a test set: settings searched on its pictures make every number measured on it worthless."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KNOWN = {
     *("bsd68", "cbsd68", "bsd100", "set5", "set12", "set14", "kodak", "kodak24", "mcmaster", "urban100", "manga109"),
     *("div2kvalid", "ffhq256", "ffhqval", "ffhq256val", "imagenetval", "imagenet256val", "celebahqval"),
 }
-"""Names of test sets of the literature, in small letters, without marks."""
+"""Names of test sets of the literature, in small letters, letters and digits only."""
 
 
 def refuse_test_sets(
@@ -25,9 +25,9 @@ def refuse_test_sets(
 ) -> str | None:
     """Raise UsageError if the folder holds pictures of a test set: with allow, return the reason in words instead.
 
-    That is, as far as can be seen: a folder on the way to an image has the name of a known test set or of a data set of a
-    suite (the shipped ones are always asked), or an image has the content of one in the data of a suite. suites: files,
-    shipped names, or folders of a run of `invdiff evaluate`.
+    A picture counts as one where a folder on its path has the name of a known test set or of a data set of a suite (the
+    shipped ones are always included), or where its file equals one in the data of `suites`: files, shipped names, or
+    folders of a run of `invdiff evaluate`.
     """
     reason = _test_set(Path(folder), suites)
     if reason is not None and not allow:
@@ -42,7 +42,9 @@ def _test_set(root: Path, suites: Sequence[str | os.PathLike[str]]) -> str | Non
     paths = list_images(root)
     runs = [Path(suite) for suite in suites if Path(suite).is_dir()]
     files = [read_suite(os.fspath(suite)) for suite in suites if not Path(suite).is_dir()]
-    names = KNOWN | {name for suite in [*files, *map(read_suite, shipped_suites())] for name in _names(suite)}
+    names = KNOWN | {
+        _plain(Path(data.path).name) for suite in [*files, *map(read_suite, shipped_suites())] for data in suite.data
+    }
     for path in paths:
         for part in (*path.absolute().parts[:-1], *path.resolve().parts[:-1]):
             if _plain(part) in names:
@@ -56,10 +58,6 @@ def _test_set(root: Path, suites: Sequence[str | os.PathLike[str]]) -> str | Non
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _names(suite: Suite) -> Iterator[str]:
-    yield from (_plain(Path(data.path).name) for data in suite.data)
 
 
 def _of_suite(suite: Suite) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""From pictures to a preset: search, score the winner where nothing was searched, and say whether it is better."""
+"""From pictures to a preset: search, score the winner on pictures that were held back, and say whether it is better."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from invdiff import solvers
 from invdiff.errors import UsageError
-from invdiff.evaluation.measured_folder import Picture, Pictures, batches
+from invdiff.evaluation.measured_folder import Pictures
 from invdiff.machine.versions import package_versions
 from invdiff.problem.problem import Problem
 from invdiff.restoration.presets import Preset, identity
@@ -23,7 +23,7 @@ from .space import Dimension, space
 
 @dataclass(frozen=True)
 class Part:
-    """Scores by picture of the defaults and of what the search found, on one part of the pictures."""
+    """Scores by picture key of the defaults and of the tuned settings, on one part of the pictures. sign: of `SIGNS`."""
 
     sign: int
     defaults: Mapping[str, float]
@@ -44,34 +44,31 @@ class Part:
         """The mean of the gains with its 95 % interval; NaN for one picture."""
         return mean_interval(list(self.gains.values()))
 
-    def record(self) -> dict[str, Any]:
-        """Plain data for the preset."""
-        images = {
-            key: {"default": round(self.defaults[key], 6), "tuned": round(self.tuned[key], 6)} for key in self.defaults
-        }
-        means = {name: round(statistics.fmean(s.values()), 6) for name, s in self._both().items()}
-        ends = [round(end, 6) for end in (self.interval.low, self.interval.high)]
-        return {
-            **means,
-            "gain": round(self.gain, 6),
-            "interval": ends if len(images) > 1 else None,
-            "better": self.wins,
-            "images": images,
-        }
-
     @property
     def wins(self) -> str:
         """In how many of the images it got better: "7 of 8"."""
         return f"{sum(gain > 0 for gain in self.gains.values())} of {len(self.gains)}"
 
-    def _both(self) -> dict[str, Mapping[str, float]]:
-        return {"default": self.defaults, "tuned": self.tuned}
+    def record(self) -> dict[str, Any]:
+        """Plain data for the preset."""
+        images = {
+            key: {"default": round(value, 6), "tuned": round(self.tuned[key], 6)}
+            for key, value in self.defaults.items()
+        }
+        return {
+            "default": round(statistics.fmean(self.defaults.values()), 6),
+            "tuned": round(statistics.fmean(self.tuned.values()), 6),
+            "gain": round(self.gain, 6),
+            "interval": [round(self.interval.low, 6), round(self.interval.high, 6)] if len(images) > 1 else None,
+            "better": self.wins,
+            "images": images,
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What a search found. solver: the defaults; tuned: the settings that gained most, the defaults if none did; better:
-    whether they beat the defaults on the pictures that were searched on and, if there are any, on those held back."""
+    """The result of a search. solver: with the defaults; tuned: with the settings that gained most, the defaults if none
+    did; better: whether these beat the defaults on the pictures searched on and, if there are any, on those held back."""
 
     judge: Judge
     pictures: Pictures
@@ -87,7 +84,8 @@ class Outcome:
         return self.found.best is not None and (self.held_back is None or self.held_back.gain > 0)
 
     def preset(self, command: str = "", test_set: str | None = None) -> Preset:
-        """The tuned solver if it is better, else the defaults, with all the numbers. test_set: why it is none to trust."""
+        """The tuned solver if it is better, else the defaults, with all the numbers. test_set: which pictures of a test set
+        it was tuned on."""
         judge, count = self.judge, len(self.held_back.gains) if self.held_back else 0
         data: dict[str, Any] = {
             "path": str(self.pictures.folder),
@@ -184,16 +182,7 @@ def tune(
     sign = SIGNS[judge.metric]
     held_back = None
     if kept:
-        before = _scores(judge, solver, kept)
-        held_back = Part(sign, before, before if tuned is solver else _scores(judge, tuned, kept))
-    return Outcome(
-        judge, pictures, solver, tuned, tuple(dimensions), found, Part(sign, found.defaults, scores), held_back
-    )
-
-
-def _scores(judge: Judge, solver: Solver, pictures: Sequence[Picture]) -> dict[str, float]:
-    return {
-        key: score
-        for group in batches(pictures, judge.batch_size)
-        for key, score in judge.scores(solver, group).items()
-    }
+        before = judge.all_scores(solver, kept)
+        held_back = Part(sign, before, before if tuned is solver else judge.all_scores(tuned, kept))
+    searched = Part(sign, found.defaults, scores)
+    return Outcome(judge, pictures, solver, tuned, tuple(dimensions), found, searched, held_back)

@@ -1,8 +1,8 @@
-"""The search: Optuna proposes settings, every proposal is scored on the same measurements with the same random numbers.
+"""The search: Optuna proposes settings, and every proposal is scored on the same measurements with the same random numbers.
 
-What is maximised is the gain over the defaults, image by image and then averaged: pictures differ much more than settings
-do. Trials below the median of the others, after two batches of images or more, are given up. Trial n draws from a generator
-of its own, so a search that was stopped and goes on proposes what the unbroken one would have.
+The search maximises the gain over the defaults, image by image and then averaged, because pictures differ much more than
+settings do. Trials that are below the median of the others after two batches of images or more are given up. Trial n draws
+from a generator of its own, so that a search that was stopped proposes the same settings as one that was not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import torch
 
 from invdiff.errors import NumericalError, UsageError, unknown
 from invdiff.evaluation.measured_folder import Picture, batches
+from invdiff.files.atomic import drop_torn_line
 from invdiff.noise import NoiseModel
 from invdiff.operator.contract import Operator
 from invdiff.priors.prior import Prior
@@ -32,20 +32,20 @@ from invdiff.solvers.solver import Solver
 from .space import Dimension, with_settings
 
 SIGNS = {"psnr": 1, "ssim": 1, "crps": -1}
-"""Metric -> whether more is better."""
+"""Metric -> 1 where more is better, -1 where less is."""
 MOST_PSNR = 100.0
-"""dB that an image without any error counts."""
+"""The score, in dB, of an image without any error, whose PSNR is infinite."""
 RANDOM_TRIALS = 10
-"""Trials, the defaults among them, before Optuna learns from them."""
+"""Trials, the defaults included, that are drawn at random before Optuna learns from them."""
 UNPRUNED = 5
-"""Finished trials before any is given up."""
+"""Finished trials before any later one may be given up."""
 MOST_TOGETHER = 4
-"""Images of a batch: in larger ones a hopeless trial would have restored all of them before anybody looks."""
+"""Images of a batch: trials are judged after each batch, so that larger ones would spend more on hopeless trials."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """Scores solvers on pictures: by the mean of `samples` samples of each, rounded to 8 bits, or their CRPS."""
+    """Scores solvers on pictures: the mean of `samples` samples of each, rounded to 8 bits, or the samples' CRPS."""
 
     operator: Operator
     noise: NoiseModel
@@ -87,9 +87,14 @@ class Judge:
             values = measure(solution.mean, truth, eight_bit=True).clamp(max=MOST_PSNR)
         return {picture.key: float(value) for picture, value in zip(pictures, values, strict=True)}
 
-    def gains(self, scores: dict[str, float], defaults: dict[str, float]) -> list[float]:
-        """By how much each image got better than with the defaults."""
-        return [SIGNS[self.metric] * (score - defaults[key]) for key, score in scores.items()]
+    def all_scores(self, solver: Solver, pictures: Sequence[Picture]) -> dict[str, float]:
+        """Picture key -> score, of pictures of any shapes."""
+        groups = batches(pictures, self.batch_size)
+        return {key: score for group in groups for key, score in self.scores(solver, group).items()}
+
+    def gain(self, scores: dict[str, float], defaults: dict[str, float]) -> float:
+        """By how much the images got better than with the defaults, on average."""
+        return statistics.fmean(SIGNS[self.metric] * (score - defaults[key]) for key, score in scores.items())
 
 
 @dataclass(frozen=True)
@@ -134,24 +139,42 @@ def search(
     of another setup, and what the solver raises with the settings that it was given.
     """
     optuna = import_optuna()
-    study, base = _opened(optuna, judge, solver, dimensions, pictures, setup, journal)
-    defaults, states = base["scores"], optuna.trial.TrialState
+    study = _opened(optuna, setup, journal)
+    if "defaults" not in study.user_attrs:
+        started = time.perf_counter()
+        scores = judge.all_scores(solver, pictures)
+        study.set_user_attr("defaults", {"scores": scores, "seconds": (time.perf_counter() - started) / len(pictures)})
+    base, states = study.user_attrs["defaults"], optuna.trial.TrialState
+    groups = batches(pictures, judge.batch_size)
+    if not study.trials:
+        inside = {d.name: d.default for d in dimensions if d.holds_default}
+        first = optuna.trial.create_trial(
+            value=0.0,
+            params=inside,
+            distributions={d.name: d.distribution for d in dimensions if d.name in inside},
+            intermediate_values=dict.fromkeys(range(len(groups)), 0.0),
+            user_attrs={"defaults": True},
+        )
+        study.add_trial(first)
     while len(finished := _trials(study)) < trials:
         study.sampler = optuna.samplers.TPESampler(
             n_startup_trials=RANDOM_TRIALS, seed=_seed(judge.seed, len(finished))
         )
         proposal = study.ask()
         try:
-            state = _attempt(judge, solver, dimensions, pictures, defaults, proposal)
+            settings = {dimension.name: dimension.suggest(proposal) for dimension in dimensions}
+            state = (
+                states.COMPLETE
+                if _complete(judge, solver, settings, groups, base["scores"], proposal)
+                else states.PRUNED
+            )
         except BaseException:  # Ctrl-C included: this trial will be tried again, the others are kept
             study.tell(proposal, state=states.FAIL)
             raise
-        value = proposal.user_attrs["gain"] if state == states.COMPLETE else None
-        study.tell(proposal, value, state=state)
+        study.tell(proposal, proposal.user_attrs["gain"] if state == states.COMPLETE else None, state=state)
         done = _trials(study)
         advance(done[-1], _best(done))
-    done = _trials(study)
-    return Found(defaults, base["seconds"], tuple(done), _best(done))
+    return Found(base["scores"], base["seconds"], tuple(finished), _best(finished))
 
 
 def import_optuna() -> Any:
@@ -166,20 +189,13 @@ def import_optuna() -> Any:
     return optuna
 
 
-def _opened(
-    optuna: Any,
-    judge: Judge,
-    solver: Solver,
-    dimensions: Sequence[Dimension],
-    pictures: Sequence[Picture],
-    setup: dict[str, Any],
-    journal: str | os.PathLike[str] | None,
-) -> tuple[Any, dict[str, Any]]:
-    """The study, new or from the journal, with the defaults as its first trial; and what is known of the defaults."""
+def _opened(optuna: Any, setup: dict[str, Any], journal: str | os.PathLike[str] | None) -> Any:
+    """The study, new or from the journal. Raises UsageError if the journal is of another setup."""
     storage = None
     if journal is not None:
         Path(journal).parent.mkdir(parents=True, exist_ok=True)
-        _drop_torn_line(Path(journal))
+        with open(journal, "ab+", buffering=0) as file:
+            drop_torn_line(file)
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(os.fspath(journal)))
     text = json.dumps(setup, sort_keys=True)
     earlier = storage.get_all_studies() if storage is not None else []
@@ -187,69 +203,46 @@ def _opened(
         raise UsageError(
             f"{journal} belongs to a search of {_difference(other, setup)}; choose another -o, or --restart"
         )
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=1)
     study = optuna.create_study(
-        storage=storage,
-        study_name="tune",
-        direction="maximize",
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED, n_warmup_steps=1),
+        storage=storage, study_name="tune", direction="maximize", load_if_exists=True, pruner=pruner
     )
     study.set_user_attr("setup", text)
     for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(stale.number, state=optuna.trial.TrialState.FAIL)  # the run that tried it was killed
-    if "defaults" not in study.user_attrs:
-        started = time.perf_counter()
-        groups = batches(pictures, judge.batch_size)
-        scores = {key: score for group in groups for key, score in judge.scores(solver, group).items()}
-        base = {"scores": scores, "seconds": (time.perf_counter() - started) / len(pictures)}
-        study.set_user_attr("defaults", base)
-    if not study.trials:
-        inside = {d.name: d.default for d in dimensions if d.holds_default}
-        first = optuna.trial.create_trial(
-            value=0.0,
-            params=inside,
-            distributions={d.name: d.distribution for d in dimensions if d.name in inside},
-            intermediate_values=dict.fromkeys(range(len(batches(pictures, judge.batch_size))), 0.0),
-            user_attrs={"defaults": True},
-        )
-        study.add_trial(first)
-    return study, study.user_attrs["defaults"]
+    return study
 
 
-def _attempt(
+def _complete(
     judge: Judge,
     solver: Solver,
-    dimensions: Sequence[Dimension],
-    pictures: Sequence[Picture],
+    settings: dict[str, Any],
+    groups: Sequence[Sequence[Picture]],
     defaults: dict[str, float],
     proposal: Any,
-) -> Any:
-    """Score a proposal, batch by batch; the state it ends in."""
-    from optuna.trial import TrialState
-
-    settings = {dimension.name: dimension.suggest(proposal) for dimension in dimensions}
+) -> bool:
+    """Score a proposal batch by batch; whether it got through all of them."""
     proposal.set_user_attr("settings", settings)
     started = time.perf_counter()
     scores: dict[str, float] = {}
-    groups = batches(pictures, judge.batch_size)
     try:
         chosen = with_settings(solver, settings)
         proposal.set_user_attr("solver", chosen.spec)
         for index, group in enumerate(groups):
             scores |= judge.scores(chosen, group)
-            proposal.report(statistics.fmean(judge.gains(scores, defaults)), index)
+            proposal.report(judge.gain(scores, defaults), index)
             if index + 1 < len(groups) and proposal.should_prune():
-                return TrialState.PRUNED
+                return False
     except (UsageError, NumericalError) as error:
-        # Settings that exclude each other, or diverge: no value, which counts as the worst.
+        # Settings that exclude each other, or diverge: no value, which Optuna takes for the worst.
         proposal.set_user_attr("error", str(error))
-        return TrialState.PRUNED
+        return False
     finally:
         proposal.set_user_attr("scores", scores)
         proposal.set_user_attr("seconds", (time.perf_counter() - started) / max(1, len(scores)))
         if scores:
-            proposal.set_user_attr("gain", statistics.fmean(judge.gains(scores, defaults)))
-    return TrialState.COMPLETE
+            proposal.set_user_attr("gain", judge.gain(scores, defaults))
+    return True
 
 
 def _trials(study: Any) -> list[Trial]:
@@ -276,16 +269,8 @@ def _seed(seed: int, count: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/tune/{count}".encode()).digest()[:4], "little")
 
 
-def _drop_torn_line(journal: Path) -> None:
-    """Remove what a killed run wrote of a last line: what would be appended to it could not be read."""
-    with suppress(FileNotFoundError):
-        content = journal.read_bytes()
-        if content and not content.endswith(b"\n"):
-            os.truncate(journal, content.rfind(b"\n") + 1)
-
-
 def _difference(earlier: str | None, setup: dict[str, Any]) -> str:
-    """What another search was of, where it differs: "noise gaussian:sigma=0.1"."""
+    """The settings of another search that differ from this one's: "noise gaussian:sigma=0.1"."""
     known = json.loads(earlier) if earlier else {}
     found = [
         f"{key} {known[key]}" for key in setup if key in known and known[key] != json.loads(json.dumps(setup[key]))
