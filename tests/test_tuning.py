@@ -152,7 +152,7 @@ def test_less_crps_is_a_gain() -> None:
         max((t for t in result.found.trials if t.state == "complete"), key=lambda t: t.gain or 0),
     )
     assert rules.gain({"a": 0.1}, {"a": 0.3}) == pytest.approx(0.2)
-    assert judge().gains({"a": 0.1}, {"a": 0.3}) == pytest.approx([-0.2])  # the twin: PSNR
+    assert judge().gain({"a": 0.1}, {"a": 0.3}) == pytest.approx(-0.2)  # the twin: PSNR
     solver = solvers.get(best.solver)
     for picture in result.pictures.usable:
         solution = invdiff.restore(picture.y[None], BLUR, NOISE, gaussian(), solver, samples=3, ids=[picture.key])
