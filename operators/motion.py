@@ -73,6 +73,8 @@ def exposure(points: np.ndarray) -> np.ndarray:
     # A path that ends on a pixel's edge must not open a row of empty pixels.
     reach = np.maximum(np.ceil(np.abs(points).max(axis=0) - 0.5 - 1e-9), 0).astype(int)
     kernel = np.zeros(2 * reach + 1)
+    if kernel.size == 1:
+        return np.ones((1, 1))
     for start, end in itertools.pairwise(points):
         cuts = [np.array([0.0, 1.0])]
         for a, b in zip(start, end, strict=True):

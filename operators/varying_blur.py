@@ -92,12 +92,16 @@ class VaryingBlur(Filter):
     def has_svd(self) -> bool:
         return False
 
+    def measurement_shape(self, shape: Shape) -> Shape:
+        channels, height, width = super().measurement_shape(shape)
+        rows, columns = self.kernel_grid.shape[:2]
+        if rows > height or columns > width:
+            raise UsageError(f"varying_blur: {rows}x{columns} tiles are more than {height}x{width} pixels hold")
+        return channels, height, width
+
     def _engine(self, shape: Shape) -> TiledFilter:
         def make() -> TiledFilter:
-            rows, columns = self.kernel_grid.shape[:2]
-            _, height, width = self.measurement_shape(shape)
-            if rows > height or columns > width:
-                raise UsageError(f"varying_blur: {rows}x{columns} tiles are more than {height}x{width} pixels hold")
+            self.measurement_shape(shape)
             return TiledFilter(self.kernel_grid, self.stencil, shape[1], shape[2], self.boundary)
 
         return self.cached(("engine", shape[1:]), make)

@@ -6,6 +6,15 @@ import os
 import re
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Drawn examples are the same in every run; `pytest --hypothesis-profile=search` looks for others.
+settings.register_profile(
+    "same", derandomize=True, deadline=None, max_examples=20, database=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)  # fmt: skip
+settings.register_profile("search", settings.get_profile("same"), derandomize=False, max_examples=300)
+settings.load_profile("same")
 
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # OpenMP crawls where two processes want all cores
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))

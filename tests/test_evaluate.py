@@ -283,16 +283,19 @@ def test_two_processes_share_one_store(data: Path, prior: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_evaluations_end_the_same(prior: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_killed_evaluations_end_the_same(kills: int, prior: Path) -> None:
     script = ROOT / "benchmarks" / "kill_evaluate.py"
     done = subprocess.run(
-        [sys.executable, script, "--kills", "2", "--seed", "1", "--prior", prior],
+        [sys.executable, script, "--kills", str(kills), "--seed", "1", "--prior", prior],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"2 kills, \d evaluations ended; every store the same as without, byte by byte", done.stdout)
+    assert re.search(
+        rf"{kills} kills, \d evaluations ended; every store the same as without, byte by byte", done.stdout
+    )
 
 
 def test_batches_hold_one_size_and_do_not_depend_on_what_is_done() -> None:

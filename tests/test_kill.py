@@ -19,17 +19,18 @@ SCRIPT = ROOT / "benchmarks" / "kill_resume.py"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs signals")
-def test_killed_trainings_resume_and_end_the_same():
-    arguments = (sys.executable, SCRIPT, "--kills", "2", "--steps", "10", "--seed", "3")
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.full)])
+def test_killed_trainings_resume_and_end_the_same(kills):
+    arguments = (sys.executable, SCRIPT, "--kills", str(kills), "--steps", "10", "--seed", "3")
     variables = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(arguments, env=variables, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
     last = done.stdout.strip().splitlines()[-1]
     counts = re.fullmatch(
-        r"2 kills: (\d) resumed, (\d) came before .*; final state the same as without, bit by bit", last
+        rf"{kills} kills: (\d) resumed, (\d) came before .*; final state the same as without, bit by bit", last
     )
-    assert counts and int(counts[1]) + int(counts[2]) == 2, done.stdout
-    assert done.stdout.count("kill ") == 2
+    assert counts and int(counts[1]) + int(counts[2]) == kills, done.stdout
+    assert done.stdout.count("kill ") == kills
 
 
 def test_the_comparison_notices_any_difference():

@@ -112,7 +112,7 @@ def edm_network(x_0, x_t, sigma, sigma_data):
     return (x_0 - c_skip * x_t * math.sqrt(1 + sigma**2)) / c_out
 
 
-@pytest.mark.parametrize("source, target", itertools.product(FORMS, FORMS))
+@pytest.mark.parametrize("source, target", list(itertools.product(FORMS, FORMS)))
 def test_every_form_becomes_every_other(pair, source, target):
     x_0, noise = pair
     for t in (0, 1, 10, 300, 999):

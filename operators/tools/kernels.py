@@ -58,9 +58,10 @@ def gaussian(sigma: float, offset: float = 0.0, size: int | None = None) -> tupl
     """
     reach = int(4 * sigma + 0.5) if size is None else size // 2
     positions = np.arange(int(np.ceil(offset - reach)), int(np.floor(offset + reach)) + 1)
-    # Relative to the nearest sample, so that a tiny sigma does not underflow everywhere.
-    exponent = (positions - offset) ** 2 / (2 * sigma**2)
-    weights = np.exp(exponent.min() - exponent)
+    squares = (positions - offset) ** 2
+    # Relative to the nearest sample, and without sigma^2, so that a tiny sigma does not underflow everywhere.
+    with np.errstate(over="ignore"):
+        weights = np.exp((squares.min() - squares) / 2 / sigma / sigma)
     return weights / weights.sum(), int(positions[0])
 
 
@@ -74,13 +75,16 @@ def anisotropic_gaussian(major: float, minor: float, angle: float) -> np.ndarray
     reach = [int(4 * math.hypot(major * a, minor * b) + 0.5) for a, b in ((cos, sin), (sin, cos))]
     x, up = np.arange(-reach[0], reach[0] + 1)[None, :], np.arange(reach[1], -reach[1] - 1, -1)[:, None]
     u, v = x * cos + up * sin, -x * sin + up * cos
-    kernel = np.exp(-(u**2) / (2 * major**2) - v**2 / (2 * minor**2))
+    with np.errstate(over="ignore"):
+        kernel = np.exp(-((u / major) ** 2 + (v / minor) ** 2) / 2)
     return kernel / kernel.sum()
 
 
 def disk(radius: float) -> np.ndarray:
     """The share of a disk's area inside each pixel: sum 1, odd size, centred on the middle pixel's centre."""
     reach = max(0, math.ceil(radius - 0.5))
+    if reach == 0:
+        return np.ones((1, 1))
     edges = np.minimum(np.abs(np.arange(-reach - 1, reach + 1) + 0.5), radius)
     # Q(a, b) = area of the disk inside [0, a] x [0, b], the integral of min(b, sqrt(R^2 - x^2)) over 0 < x < a.
     below = np.sqrt(radius**2 - edges**2)
