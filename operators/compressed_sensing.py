@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Operator, Shape
-from invdiff.operator.svd import SVD
+from invdiff.operator import SVD, Operator, Shape
 from invdiff.specs.parameters import parameter, truth, whole
 
 from .masking import random_mask

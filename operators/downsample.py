@@ -9,8 +9,7 @@ import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Shape
-from invdiff.operator.svd import SVD
+from invdiff.operator import SVD, Shape
 from invdiff.specs.parameters import parameter, whole
 
 from .filtering import Filter

@@ -26,8 +26,7 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Map, Operator, Shape
-from invdiff.operator.svd import SVD
+from invdiff.operator import SVD, Map, Operator, Shape
 
 from .tools.cosine import CosineFilter, cosine_response, symmetric
 from .tools.fourier import CircularFilter, transfer_function

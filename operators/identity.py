@@ -7,8 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.operator.contract import Operator, Shape
-from invdiff.operator.svd import SVD
+from invdiff.operator import SVD, Operator, Shape
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,8 @@ import torch
 
 from invdiff.errors import InputWarning, UsageError
 from invdiff.files.images import read_image
+from invdiff.operator import Operator, Shape
 from invdiff.operator.arrays import file_or_array, fingerprint, load
-from invdiff.operator.contract import Operator, Shape
 from invdiff.specs.parameters import format_spec, parameter, truth, whole
 
 from .masking import Masking, random_mask

@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Operator, Shape
+from invdiff.operator import Operator, Shape
 from invdiff.specs.parameters import parameter, whole
 
 from .tools.shapes import channels_and_size, require_batch

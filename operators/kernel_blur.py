@@ -11,8 +11,8 @@ import numpy as np
 
 from invdiff.errors import InputWarning, UsageError
 from invdiff.files.images import read_image
+from invdiff.operator import Operator
 from invdiff.operator.arrays import file_or_array, fingerprint, load
-from invdiff.operator.contract import Operator
 from invdiff.specs.parameters import format_spec, parameter, truth
 
 from .blur import boundary_parameter

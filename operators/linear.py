@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.operator import SVD, Operator, Shape
 from invdiff.operator.arrays import file_or_array, fingerprint, load
-from invdiff.operator.contract import Operator, Shape
-from invdiff.operator.svd import SVD
 from invdiff.specs.parameters import format_spec, parameter
 from invdiff.specs.parameters import shape as shape_of
 

@@ -8,8 +8,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from invdiff.operator.contract import Operator, Shape
-from invdiff.operator.svd import SVD
+from invdiff.operator import SVD, Operator, Shape
 
 from .tools.shapes import channels_and_size, require_batch
 from .tools.tables import Constant

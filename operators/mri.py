@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.operator import SVD, Map, Operator, Shape
 from invdiff.operator.arrays import complex_file_or_array, file_or_array, fingerprint, load
-from invdiff.operator.contract import Map, Operator, Shape
-from invdiff.operator.svd import SVD
 from invdiff.specs.parameters import format_spec, parameter, truth, whole
 
 from .tools import kspace

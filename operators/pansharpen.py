@@ -9,8 +9,7 @@ import torch
 from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Operator, Shape
-from invdiff.operator.svd import SVD
+from invdiff.operator import SVD, Operator, Shape
 from invdiff.specs.parameters import parameter, whole
 
 from .downsample import Downsample

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Operator, Shape
+from invdiff.operator import Operator, Shape
 from invdiff.specs.parameters import parameter
 
 from .tools.shapes import channels_and_size, require_batch

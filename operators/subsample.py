@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.operator.contract import Shape
+from invdiff.operator import Shape
 from invdiff.specs.parameters import parameter, whole
 
 from .masking import Masking, random_mask

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Map, Operator, Shape
+from invdiff.operator import Map, Operator, Shape
 from invdiff.specs.parameters import parameter, whole
 
 from .tools.circulant import Circulant

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from invdiff.operator.contract import Operator, Shape
+from invdiff.operator import Operator, Shape
 from invdiff.specs.parameters import parameter, whole
 
 from .tools.shapes import channels_and_size, require_batch

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from invdiff.errors import UsageError
+from invdiff.operator import Map, Operator, Shape
 from invdiff.operator.arrays import file_or_array, fingerprint, load
-from invdiff.operator.contract import Map, Operator, Shape
 from invdiff.specs.parameters import format_spec, parameter
 from invdiff.specs.parameters import shape as shape_of
 

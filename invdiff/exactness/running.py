@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -124,7 +125,7 @@ def measure(spec: str, case: Case, yardsticks: Sequence[Yardstick], seed: int, s
     except InvdiffError as error:
         seconds = time.perf_counter() - started
         return Row(spec, case, settings, failure=str(error), population=solver.population, seconds=seconds)
-    cost = {"calls": calls, "population": solver.population, "seconds": time.perf_counter() - started}
+    cost: dict[str, Any] = {"calls": calls, "population": solver.population, "seconds": time.perf_counter() - started}
     return _scored(Row(spec, case, settings, **cost), yardsticks, drawn, shown)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.operator.contract import Shape
+from invdiff.operator import Shape
 
 
 def channels_and_size(name: str, shape: Shape) -> tuple[int, int, int]:
