@@ -373,7 +373,8 @@ def test_tune_writes_a_preset_that_restore_reads(folder: Path, tiny: Path) -> No
 
     options = ["restore", "photos/a.png", "-o", "x.png", *TASK, *EXACT, "--prior", tiny]
     result = invoke(*options, "--preset", "p.yaml")
-    assert result.exit_code == 0 and "note" not in result.stderr, result.output
+    notes = [line for line in result.stderr.splitlines() if "the measurement is not fitted" not in line]
+    assert result.exit_code == 0 and "note" not in "".join(notes), result.output  # two steps fit nothing
     record = json.loads(Path("x.png.json").read_text())
     assert record["preset"]["sha256"] == preset.sha256 and record["preset"]["better"] is preset.better
     assert record["preset"]["tuned_for"] == json.loads(json.dumps(preset.tuned_for))

@@ -19,7 +19,7 @@ from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.runner import evaluate as run
 from invdiff.evaluation.simulating import simulate
 from invdiff.evaluation.store import Run, Store, load
-from invdiff.evaluation.suite import Suite, grid_cells, read_suite
+from invdiff.evaluation.suite import Suite, grid_cells, listed, read_suite
 from invdiff.evaluation.summary import Summary, summaries
 from invdiff.operator.contract import Operator
 from invdiff.priors.prior import Prior
@@ -34,8 +34,8 @@ class Evaluation:
     """The results of an evaluation.
 
     rows: one for each combination of data set, operator, noise, solver, steps, prior and seed; images: a dict for each image
-    of each row, as in results.jsonl, with the row's settings and the seconds beside; simulations: cell id -> what the test
-    with images of the prior found. Where a run has a folder, `invdiff report` shows it.
+    of each row, as in results.jsonl, together with the row's settings and the seconds; simulations: cell id -> the result of
+    the test with images of the prior. `invdiff report` shows a run that has a folder.
     """
 
     run: Run
@@ -62,12 +62,9 @@ class Evaluation:
         """The rows as a DataFrame, a column for each setting and each mean. Raises ImportError without pandas."""
         import pandas
 
-        return pandas.DataFrame(
-            [
-                {axis: row.cell[axis] for axis in AXES} | {"images": row.images, "failed": row.failed, **row.values}
-                for row in self.rows
-            ]
-        ).dropna(axis="columns", how="all")
+        counted = [(row, {"images": row.images, "failed": row.failed}) for row in self.rows]
+        rows = [{axis: row.cell[axis] for axis in AXES} | counts | dict(row.values) for row, counts in counted]
+        return pandas.DataFrame(rows).dropna(axis="columns", how="all")
 
     def __str__(self) -> str:
         return "\n".join(
@@ -106,12 +103,12 @@ def evaluate(
     """Degrade clean images, restore and score them: PSNR, SSIM, residual, network calls, seconds.
 
     data: a folder, file or pattern of clean images, "skimage", a tensor (B, C, H, W) in [0, 1] or a list of (C, H, W), or a
-    suite (its name or file, or a Suite), which brings everything from operator to protocol itself. operator, noise, solver,
-    steps, prior, seed: one each, or a list of which every combination is a row; operators, solvers and priors may be objects.
-    samples: for each image; calibration: also whether their spread is right; simulations: how many images of the prior itself
-    to test the solver on. out: a folder to keep the results in, where the same call goes on after a stop (default: they are
-    kept in memory alone).
-    Raises as `restore`; an image that fails is counted, not raised: printed rows say why, `images` has its "error".
+    suite (its name or file, or a Suite), which itself says everything from operator to protocol. operator, noise, solver,
+    steps, prior, seed: one each, or lists, of which every combination is a row; operators, solvers and priors may be objects.
+    samples: for each image; calibration: also test whether they are spread as they err; simulations: the number of images of
+    the prior itself to test the solver on. out: a folder for the results, with which the same call goes on after a stop
+    (default: results are kept in memory only).
+    Raises as `restore`; an image that fails raises nothing and is counted: printed rows say why, `images` has its "error".
     """
     objects: dict[str, Any] = {}
     if isinstance(data, Suite) or operator is None:
@@ -123,10 +120,7 @@ def evaluate(
         for name, (value, default) in own.items():
             if value is not default and value != default:
                 raise UsageError(f"{name}={value!r} is told by the suite itself; change it there, or give an operator")
-    if isinstance(data, Suite):
-        suite = data
-    elif operator is None:
-        suite = read_suite(data)
+        suite = data if isinstance(data, Suite) else read_suite(data)
     else:
         tensors = _tensors(data)
         path = "tensor" if tensors else str(data)
@@ -134,12 +128,12 @@ def evaluate(
         if data_set.missing:
             raise UsageError(f"data {path}: no such folder; give one of clean images, a tensor, or skimage")
         grid = {
-            "operators": [_text(item, Operator, objects) for item in _listed(operator)],
-            "noises": [_text(item, (), objects) for item in _listed(noise)],
-            "solvers": [_text(item, Solver, objects) for item in _listed(solver)],
-            "priors": [_text(item, Prior, objects) for item in _listed(prior)],
-            "steps": _listed(steps),
-            "seeds": _listed(seed),
+            "operators": [_text(item, Operator, objects) for item in listed(operator)],
+            "noises": [str(getattr(item, "spec", item)) for item in listed(noise)],
+            "solvers": [_text(item, Solver, objects) for item in listed(solver)],
+            "priors": [_text(item, Prior, objects) for item in listed(prior)],
+            "steps": listed(steps),
+            "seeds": listed(seed),
             "samples": samples,
             "calibration": calibration,
             "simulations": simulations,
@@ -168,24 +162,18 @@ def _tensors(data: Any) -> tuple[torch.Tensor, ...]:
     return tuple(data)
 
 
-def _text(item: Any, kind: Any, objects: dict[str, Any]) -> str:
-    """What stands for an object in the cells, and the object beside it."""
-    if kind and isinstance(item, kind):
-        known = item.describe().get("name") if isinstance(item, Prior) else item.spec
-        name = str(known or f"{type(item).__name__}-{len(objects)}")
-        if name in objects:
-            name = f"{name} ({len(objects)})"
-        objects[name] = item
-        return name
-    if kind and not isinstance(item, str):
-        name = f"{type(item).__name__}-{len(objects)}"  # a deepinv Physics or Denoiser
-        objects[name] = item
-        return name
-    return str(getattr(item, "spec", item))
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _text(item: Any, kind: type, objects: dict[str, Any]) -> str:
+    """The text of an item of a grid; an object, which is kept in `objects`, gets one that stands for it in the cells."""
+    if isinstance(item, str):
+        return item
+    name = None
+    if isinstance(item, kind):
+        name = item.describe().get("name") if isinstance(item, Prior) else item.spec
+    name = str(name or f"{type(item).__name__}-{len(objects)}")  # such as a deepinv Physics or Denoiser
+    if name in objects:
+        name = f"{name} ({len(objects)})"
+    objects[name] = item
+    return name
 
 
 def _command(data: Any, out: Any) -> str:

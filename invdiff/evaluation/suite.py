@@ -1,11 +1,11 @@
-"""What a benchmark runs: data sets x operators x noises x solvers x budgets x priors x seeds, from a file or from options.
+"""What an evaluation runs: data sets x operators x noises x solvers x steps x priors x seeds, from a file or from options.
 
 A suite is a file (YAML, TOML or JSON); those in invdiff/suites are known by name. Its keys:
 
     about, protocol (of `invdiff.evaluation.protocol.Protocol`), data: name -> path, or {path, crop, limit, optional}
-    operators, noises, solvers, steps, priors, seeds: a value or a list each, of which every combination is a cell
-    samples, calibration, simulations: for every cell
-    grids: a list of such sets of keys, each over what stands outside, where one set of combinations does not do
+    operators, noises, solvers, steps, priors, seeds: a value or a list each; every combination is a cell
+    samples, calibration, simulations: the same for every cell
+    grids: a list of sets of these keys, each replacing those outside, where one set of combinations does not suffice
 
 A path in `data` is looked for below --data and beside the suite; "{data}" in an operator stands for the folder --data.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from invdiff.errors import UsageError, unknown
-from invdiff.evaluation.datasets import BUILTIN, DataSet
+from invdiff.evaluation.datasets import DataSet
 from invdiff.evaluation.protocol import Protocol
 from invdiff.specs.settings import read_settings
 
@@ -48,11 +48,10 @@ _GRID = (*AXES, "samples", "calibration", "simulations", "data")
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of the table: a solver on every image of a data set under one operator and noise.
+    """One row of the table, as plain text and numbers: a solver on every image of a data set under one operator and noise.
 
     operator: may hold "{data}"; noise: text as `--noise` takes it; steps: None for the solver's own; samples: for each
     image; simulations: images of the prior itself whose ranks among their samples are tested (`invdiff.exactness.sbc`).
-    It says what is computed, by text alone.
     """
 
     data: str
@@ -82,7 +81,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """For people: cbsd68, gaussian_blur:sigma=2, 0.05, diffpir, 20."""
+        """One line for people: cbsd68, gaussian_blur:sigma=2, 0.05, diffpir, 20 calls."""
         parts = [self.data, self.operator, self.noise, self.solver]
         parts += [] if self.steps is None else [f"{self.steps} calls"]
         parts += [] if self.prior == "natural" else [self.prior]
@@ -92,7 +91,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Suite:
-    """A whole benchmark. roots: folders in which paths of data sets are looked for; {data} is the first."""
+    """Data sets, cells and a protocol. roots: folders in which data sets are looked for; the first is {data}."""
 
     name: str
     data: tuple[DataSet, ...]
@@ -144,7 +143,7 @@ def shipped_suites() -> dict[str, Path]:
 def read_suite(source: str | Path, data: str | Path | None = None) -> Suite:
     """The suite of a file or of a shipped name, checked; data: the folder that holds its data sets.
 
-    Raises UsageError that names the file and the faulty key: unknown, missing, of a wrong type, twice.
+    Raises UsageError that names the file and the faulty key: one that is unknown, absent, of a wrong type or given twice.
     """
     shipped = shipped_suites()
     path = shipped.get(str(source)) or Path(source).expanduser()
@@ -158,7 +157,7 @@ def read_suite(source: str | Path, data: str | Path | None = None) -> Suite:
 
 
 def check_suite(content: Any, name: str, source: str, roots: tuple[Path, ...] = ()) -> Suite:
-    """The suite in plain data; source: where it is from, for the errors."""
+    """The suite in plain data. source: where the data are from, for the errors."""
     if not isinstance(content, Mapping):
         raise UsageError(f"{source}: a suite is a list of `key: value`, for instance `noises: [0.05]`")
     known = (*_GRID, "about", "protocol", "grids")
@@ -167,25 +166,25 @@ def check_suite(content: Any, name: str, source: str, roots: tuple[Path, ...] = 
             raise unknown(f"key in {source}:", str(key), known)
     try:
         protocol = _protocol(content.get("protocol", {}))
-        data = tuple(_data_set(key, value) for key, value in _mapping(content.get("data", {}), "data").items())
+        data = tuple(_data_set(key, value) for key, value in _known(content.get("data", {}), "data", ()).items())
         cells = tuple(cell for grid in _grids(content) for cell in grid_cells(grid, [item.name for item in data]))
         return Suite(name, data, cells, protocol, str(content.get("about", "")).strip(), roots)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
 
 
-def _mapping(value: Any, key: str) -> Mapping[str, Any]:
+def _known(value: Any, key: str, known: Sequence[str]) -> Mapping[str, Any]:
+    """The value of a key, which must be a mapping with known keys only."""
     if not isinstance(value, Mapping):
         raise UsageError(f"{key}={value!r} must be a list of `name: value`")
+    for name in value if known else ():
+        if name not in known:
+            raise unknown(f"key in {key}:", str(name), known)
     return value
 
 
 def _protocol(value: Any) -> Protocol:
-    known = [item.name for item in dataclasses.fields(Protocol)]
-    for key in _mapping(value, "protocol"):
-        if key not in known:
-            raise unknown("key in protocol:", str(key), known)
-    given = dict(value)
+    given = dict(_known(value, "protocol", [item.name for item in dataclasses.fields(Protocol)]))
     if isinstance(given.get("perceptual"), list):
         given["perceptual"] = tuple(given["perceptual"])
     return Protocol(**given)
@@ -195,13 +194,10 @@ def _data_set(name: Any, value: Any) -> DataSet:
     name = str(name)
     if isinstance(value, str):
         return DataSet(name, value)
-    known = ("path", "crop", "limit", "optional")
-    for key in _mapping(value, f"data.{name}"):
-        if key not in known:
-            raise unknown(f"key in data.{name}:", str(key), known)
+    value = _known(value, f"data.{name}", ("path", "crop", "limit", "optional"))
     if not isinstance(value.get("path", name), str) or not isinstance(value.get("optional", False), bool):
         raise UsageError(f"data.{name}: path must be text, and optional true or false")
-    return DataSet(name, **{"path": BUILTIN if name == BUILTIN else name, **value})
+    return DataSet(name, **{"path": name, **value})
 
 
 def _grids(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -210,26 +206,24 @@ def _grids(content: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     if not isinstance(grids, list) or not all(isinstance(grid, Mapping) for grid in grids):
         raise UsageError("grids must be a list, each a set of keys such as operators and noises")
     for grid in grids:
-        for key in grid:
-            if key not in _GRID:
-                raise unknown("key in grids:", str(key), _GRID)
-        yield {**outside, **grid}
+        yield {**outside, **_known(grid, "grids", _GRID)}
 
 
 def grid_cells(grid: Mapping[str, Any], names: Sequence[str]) -> Iterator[Cell]:
-    """Every combination of the axes that a grid gives, on data sets of these names."""
+    """A cell for every combination of the axes of a grid, on data sets of these names."""
     grid = {**DEFAULTS, **grid}
-    data = _listed(grid.get("data", list(names)))
+    data = listed(grid.get("data", list(names)))
     for name in data:
         if name not in names:
             raise unknown("data set", str(name), names)
     for axis in ("operators", "noises"):
         if not grid.get(axis):
-            raise UsageError(f"{axis} is missing; give one, for instance {axis}: [{_EXAMPLES[axis]}]")
+            example = {"operators": "gaussian_blur:sigma=2", "noises": "0.05"}[axis]
+            raise UsageError(f"{axis} is missing; give one, for instance {axis}: [{example}]")
     if not isinstance(grid["calibration"], bool):
         raise UsageError(f"calibration={grid['calibration']!r} must be true or false")
     rest = {name: grid[name] for name in ("samples", "calibration", "simulations")}
-    for name, *values in itertools.product(data, *(_listed(grid[axis]) for axis in AXES)):
+    for name, *values in itertools.product(data, *(listed(grid[axis]) for axis in AXES)):
         fields = dict(zip(AXES.values(), values, strict=True))
         for key in ("operator", "noise", "solver", "prior"):
             if fields[key] is None or isinstance(fields[key], Mapping | list | bool):
@@ -238,8 +232,6 @@ def grid_cells(grid: Mapping[str, Any], names: Sequence[str]) -> Iterator[Cell]:
         yield Cell(name, **fields, **rest)
 
 
-_EXAMPLES = {"operators": "gaussian_blur:sigma=2", "noises": "0.05"}
-
-
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """A value as a list; a list or tuple as it is."""
     return list(value) if isinstance(value, list | tuple) else [value]
