@@ -1,1 +1,1 @@
-"""Measuring restorations: PSNR and SSIM under one documented protocol. Nothing heavy is imported here."""
+"""Solvers on benchmark images: restored and scored under one protocol, reported, timed and tuned."""

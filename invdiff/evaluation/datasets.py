@@ -1,4 +1,4 @@
-"""The images of a benchmark: a folder, the photographs of scikit-image, tensors in memory, or draws from the prior."""
+"""The clean images of an evaluation: a folder, the photographs of scikit-image, or tensors in memory."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from invdiff.priors.prior import Prior
 
 BUILTIN = "skimage"
-"""The path that stands for the photographs that come with scikit-image."""
+"""The path that stands for the photographs inside scikit-image."""
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One image. key: what names it in the results and seeds its noise; read: the tensor (C, H, W) in [0, 1];
-    content: a hash of the file; size: a guess of (H, W) without decoding, which images of a batch share. Both are found once:
+    """One image. key: its name in the results, which seeds its noise; read: the tensor (C, H, W) in [0, 1]; content: a hash
+    of the file; size: (H, W) without decoding, None if unknown, which images of a batch share. The last two are kept, because
     every cell asks for them."""
 
     key: str
@@ -40,9 +40,9 @@ class Source:
 class DataSet:
     """Where images are and which part of them is used.
 
-    path: a folder, a file, a pattern, or "skimage"; crop: side in pixels of the centre crop, None for whole images;
-    limit: the first images alone; optional: left out where the folder is missing. images: tensors (C, H, W) in the place
-    of files, of a library call.
+    path: a folder, a file, a pattern, or "skimage"; crop: side in pixels of the centre crop, None for whole images; limit:
+    only the first images; optional: left out of a suite where its folder does not exist; images: tensors (C, H, W) instead
+    of files, from a call in Python.
     """
 
     name: str
@@ -59,7 +59,7 @@ class DataSet:
                 raise UsageError(f"data set {self.name}: {option}={value!r} must be a whole number of at least 1")
 
     def located(self, roots: Sequence[Path]) -> DataSet:
-        """With the folder found below one of the roots; upper and lower case are alike. Unchanged if there is none."""
+        """The data set with its folder looked up below the roots, in upper or lower case; unchanged where it is not found."""
         if self.images or self.path == BUILTIN:
             return self
         for root in roots:
@@ -70,7 +70,7 @@ class DataSet:
 
     @property
     def missing(self) -> bool:
-        """Whether nothing is there."""
+        """Whether its folder or file does not exist."""
         return not (
             self.images or self.path == BUILTIN or os.path.exists(self.path) or any(c in self.path for c in "*?[")
         )
@@ -89,15 +89,15 @@ class DataSet:
         return found[: self.limit]
 
     def fingerprint(self, sources: Sequence[Source]) -> str:
-        """Ten hexadecimal digits that change with the names of the images, their order and number."""
+        """Ten hexadecimal digits that change with the crop, and with the names, the order and the number of the images."""
         text = "\n".join([str(self.crop), *(source.key for source in sources)])
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def batches(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
-    """Batches of at most `size` images of one size, in the order in which they fill; what is left over at the end.
+    """Batches of at most `size` images of one size, in the order in which they become full, then the incomplete ones.
 
-    They depend on the list and the size alone, not on what was done before, so that results do not either.
+    They depend only on the list and the size, not on what was done before, and so the results do not depend on it either.
     """
     open_batches: dict[tuple[int, int] | None, list[Source]] = {}
     for source in sources:
@@ -110,8 +110,8 @@ def batches(sources: Iterable[Source], size: int) -> Iterator[list[Source]]:
 
 
 def fitted(image: torch.Tensor, operator: Operator, prior: Prior, crop: int | None) -> torch.Tensor:
-    """An image (C, H, W) as a task takes it: the prior's channels, its middle `crop` x `crop` pixels, and of those what the
-    operator takes, without rows at the bottom and columns at the right. Raises UsageError if the prior cannot take it."""
+    """An image (C, H, W) in the prior's channels, cut to its middle `crop` x `crop` pixels, and at the bottom and right to a
+    size that the operator takes. Raises UsageError if the prior cannot take it."""
     from invdiff.files.images import centre, fit_channels
 
     if prior.channels is not None:
@@ -132,7 +132,7 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 def _below(root: Path, path: str) -> Path | None:
-    """root/path, whatever the case of its parts."""
+    """root/path in any case of its letters; None if it does not exist."""
     place = root
     for part in Path(path).parts:
         if not (place / part).exists():
@@ -149,7 +149,7 @@ def _below(root: Path, path: str) -> Path | None:
 
 
 def _keys(paths: Sequence[Path], root: Path) -> list[str]:
-    """The path below the folder without its suffix; with it, where two files differ in nothing else."""
+    """For each file its path below the folder, without the suffix unless two files differ in nothing else."""
     folder = root if root.is_dir() else None
     inside = [path.relative_to(folder) if folder else Path(path.name) for path in paths]
     counts = Counter(name.with_suffix("") for name in inside)
@@ -174,7 +174,7 @@ def _file(key: str, path: Path) -> Source:
                 turned = image.getexif().get(0x0112, 1) >= 5
                 return image.size if turned else (image.size[1], image.size[0])
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            return None  # no format of Pillow's, or damaged: reading it says more
+            return None  # damaged, or a format that Pillow does not know: reading the file says more
 
     return Source(key, read, functools.cache(lambda: file_hash(path)), functools.cache(size))
 

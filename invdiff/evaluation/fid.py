@@ -1,4 +1,4 @@
-"""What belongs to a set of images and not to one: FID, from the pictures that a run keeps of all its images."""
+"""FID, a score of a set of images, from the pictures that a run then keeps of all its images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def wanted(plan: Plan) -> bool:
 
 
 def measure(plan: Plan, store: Store, notify: Callable[[str], None] = lambda text: None) -> None:
-    """Append the FID of each cell whose images have changed in number since it was measured last.
+    """Append the FID of each cell whose number of images has changed since it was measured last.
 
-    notify: called with why there is none, where the pictures were not kept because the metric was not at hand then."""
+    notify: called with the reason where a cell has no FID, because its pictures were not kept."""
     if not wanted(plan):
         return
     run = load(store.folder)

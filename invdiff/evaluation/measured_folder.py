@@ -1,4 +1,4 @@
-"""The pictures of a folder, read, cropped and measured: what tuning and comparisons score on."""
+"""The images of a folder, cropped and measured, on which tuning and comparisons score solvers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from invdiff.operator.contract import Operator
 from invdiff.priors.prior import Prior
 
 ENOUGH = 8
-"""Images from which on a quarter of them is held back."""
+"""The least number of images of which a quarter is held back."""
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """key: path below the folder; file: first 16 hex digits of the file's SHA-256; truth (C, H, W); y: its measurement."""
+    """An image. key: path below the folder; file: first 16 hex digits of the file's SHA-256; truth (C, H, W); y: its
+    measurement."""
 
     key: str
     file: str
@@ -36,7 +37,7 @@ class Picture:
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What is in a folder. failed: (path, why) of the files that cannot be used."""
+    """The images of a folder. failed: (path, reason) of the files that cannot be used."""
 
     folder: Path
     usable: tuple[Picture, ...]
@@ -70,7 +71,7 @@ def read_pictures(
 ) -> Pictures:
     """The first `limit` images of a folder, their middle `crop` x `crop` pixels, as prior and operator can take them.
 
-    Grey and colour are matched to the prior. A file that cannot be used is left out and told in `failed`.
+    Grey and colour are matched to the prior. A file that cannot be used is left out and listed in `failed`.
     Raises ImageError for a folder without images, UsageError if fewer than `fewest` of them can be used.
     """
     root = Path(folder)
@@ -96,7 +97,7 @@ def read_pictures(
 
 
 def batches(pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
-    """Neighbours of one shape, at most `size` together."""
+    """Groups of consecutive pictures of one shape, at most `size` each."""
     found: list[list[Picture]] = []
     for picture in pictures:
         alike = found and _shapes(found[-1][0]) == _shapes(picture)

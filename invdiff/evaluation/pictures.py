@@ -1,4 +1,4 @@
-"""The pictures that a report shows: truth, measurement, restoration and uncertainty of the first images of each data set."""
+"""The pictures that a run keeps for its report: truth, measurement, restoration and spread of the first images."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from invdiff.restoration.solution import Solution
 from invdiff.scores.comparison import as_image
 
 STD_WHITE = 0.25
-"""The standard deviation, in [0, 1] units, that is white in a map of uncertainty."""
+"""The standard deviation of samples, in [0, 1] units, that is white in its picture."""
 
 
 class Album:
-    """Writes 8-bit PNGs below RUN/pictures, each once. count: of the first images of each data set; None: of all."""
+    """Writes 8-bit PNGs below RUN/pictures. count: of the first so many images of each data set, None for all of them."""
 
     def __init__(self, folder: Path, plan: Plan, count: int | None) -> None:
         self.folder = folder / "pictures"
         self._kept = {task.data.name: {source.key for source in task.sources[:count]} for task in plan.tasks}
 
     def add(self, task: Task, key: str, solution: Solution, truth: torch.Tensor, y: torch.Tensor, row: int) -> None:
-        """The pictures of one row of a batch, if its image is among the first."""
+        """Write the pictures of one row of a batch, if its image is among the first."""
         if key not in self._kept[task.data.name] or truth.shape[1] not in (1, 3):
             return
         name = file_name(key)
@@ -41,5 +41,5 @@ class Album:
 
 
 def file_name(key: str) -> str:
-    """A key, which may hold folders, as the name of a file."""
+    """The key of an image, which may hold folders, as part of a file's name."""
     return key.replace("/", "__").replace("\\", "__")

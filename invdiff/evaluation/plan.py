@@ -1,4 +1,4 @@
-"""A suite made ready: data sets found, priors loaded, operators and solvers built and checked, every cell with its name."""
+"""From a suite to tasks that can run: data sets found, priors loaded, operators and solvers built and checked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from invdiff.solvers.solver import Solver
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A cell that can run. id: ten hexadecimal digits of all that decides its results, the code aside."""
+    """A cell that can run. id: hash of everything but the code that decides its results; measurement: the same for what
+    decides its measurements alone."""
 
     cell: Cell
     id: str
@@ -41,7 +42,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What will run. skipped: the cells, or data sets, that cannot, with the reason."""
+    """The tasks of a suite. skipped: the cells and data sets that cannot run, with the reason."""
 
     suite: Suite
     tasks: list[Task]
@@ -49,7 +50,7 @@ class Plan:
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
     def record(self, command: str) -> dict[str, Any]:
-        """The content of run.json. `hash` changes with everything that decides results."""
+        """The content of run.json. Its `hash` changes with everything that decides results."""
         suite = self.suite
         data = {
             task.data.name: {
@@ -87,7 +88,7 @@ class Plan:
             "versions": versions,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
-        return dict(json.loads(json.dumps(whole, default=str)))  # as it will be read back, to be compared
+        return dict(json.loads(json.dumps(whole, default=str)))  # as it will be read back and compared
 
     def _cell(self, task: Task) -> dict[str, Any]:
         return {
@@ -125,7 +126,7 @@ def make_plan(
 ) -> Plan:
     """Find, load and check everything that a suite names.
 
-    objects: operators, solvers and priors in the place of the texts that stand for them in the cells.
+    objects: text in the cells -> the operator, solver or prior that it stands for.
     Raises UsageError for what cannot be used in any cell: unknown names, missing folders, a solver that can use no operator,
     and for noise of size 0, for which no solver works.
     """
@@ -180,5 +181,5 @@ def _precision(prior: Prior) -> str:
 
 
 def digest(value: Any) -> str:
-    """Ten hexadecimal digits of plain data."""
+    """Hash of plain data, ten hexadecimal digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]

@@ -1,4 +1,5 @@
-"""The loop of an evaluation: read ahead, restore, score and write behind, where one bad image does not stop the others."""
+"""The loop of an evaluation: images are read ahead of the restorations, scores computed and written behind them, and an image
+that fails does not stop the others."""
 
 from __future__ import annotations
 
@@ -25,13 +26,13 @@ from invdiff.restoration.api import default_batch_size, restore
 from invdiff.restoration.solution import Solution
 
 AHEAD = 2
-"""Batches that are read before, or scored after, the one in the network."""
+"""Batches that are read ahead of, or wait to be scored behind, the one being restored."""
 OUT_OF_MEMORY = "not enough memory for one image of this size; take smaller ones (--crop), or another --device"
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of the work that this process does: batch j if j = index modulo count."""
+    """The part of the work of one process: the batches whose number modulo count is index."""
 
     index: int = 0
     count: int = 1
@@ -46,7 +47,7 @@ EVERYTHING = Share()
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Images of one data set for one task, some of which may be done. wanted: the keys of those that are not."""
+    """Images of one data set for one task, some of which may be done. wanted: the keys of those still to do."""
 
     task: Task
     sources: Sequence[Source]
@@ -55,7 +56,7 @@ class Batch:
 
 @dataclass
 class Outcome:
-    """What a run came to. failed: (cell, image) -> the error."""
+    """How a run ended. done: new results; failed: (cell, image) -> the error."""
 
     done: int = 0
     failed: dict[Place, str] = field(default_factory=dict)
@@ -65,7 +66,7 @@ Progress = Callable[[Task, Line, Line | None], None]
 
 
 def schedule(plan: Plan, done: set[Place], batch_size: int | None, limit: int | None, share: Share) -> Iterator[Batch]:
-    """The batches that are left, cell by cell. Which images share a batch does not depend on what is done."""
+    """The batches with anything left to do, cell by cell. What is done already does not change which images share a batch."""
     number = 0
     for task in plan.tasks:
         size = batch_size or default_batch_size(task.prior.device)
@@ -88,11 +89,12 @@ def evaluate(
     pictures: int | None = 4,
     progress: Progress = lambda task, line, timing: None,
 ) -> Outcome:
-    """Restore and score what is not done, and append it to the store; an image that fails is a line that says why.
+    """Restore and score what is not done, and append it to the store; an image that fails gets a line that says why.
 
-    run: what the store held when it was opened. limit: the first images of each data set alone. pictures: images of each
-    data set whose restorations are kept as PNG, None: all. progress: called in order, with the lines of a result (timing is
-    None where it failed). Interrupted, what has been restored is written before the exception goes on.
+    run: what the store held when it was opened. limit: only the first images of each data set. pictures: the number of
+    images of each data set whose restorations are kept as PNG, None for all. progress: called in order with the task
+    and the lines of a result and of its timing (None where it failed). When interrupted, what has been restored is
+    written before the exception goes on.
     """
     outcome = Outcome()
     album = Album(store.folder, plan, pictures)
@@ -116,11 +118,11 @@ def evaluate(
 
 
 Images = dict[str, torch.Tensor | str]
-"""Key -> the truth (C, H, W), or why there is none."""
+"""Key -> the true image (C, H, W), or why there is none."""
 
 
 def read(batch: Batch) -> Images:
-    """The images of a batch as the task takes them, or why they cannot be."""
+    """The images of a batch in the form that the task takes, or why they cannot be read."""
     task, images = batch.task, Images()
     for source in batch.sources:
         try:
@@ -132,7 +134,7 @@ def read(batch: Batch) -> Images:
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Images of one size that were restored together. error: in the place of a solution, for a single one."""
+    """Images of one size that were restored together. error: instead of a solution, why an image failed; memory: peak, MB."""
 
     keys: list[str]
     truth: torch.Tensor | None
@@ -143,7 +145,7 @@ class Group:
 
 
 def _restored(batch: Batch, images: Images, batch_size: int | None) -> Iterator[Group]:
-    """The images of a batch, those of one shape together; one by one where they cannot be."""
+    """Restore the images of a batch, those of one shape together."""
     shapes: dict[tuple[int, ...], list[str]] = {}
     for key, image in images.items():
         if isinstance(image, str):
@@ -151,7 +153,8 @@ def _restored(batch: Batch, images: Images, batch_size: int | None) -> Iterator[
         else:
             shapes.setdefault(tuple(image.shape), []).append(key)
     for keys in shapes.values():
-        # The neighbours of what is missing run too, so that a resumed batch is the batch it was; they are not written again.
+        # Images that are done run again beside those that are not, so that a resumed batch equals the original one; they are
+        # not written again.
         if not batch.wanted.isdisjoint(keys):
             yield from _attempt(batch.task, keys, images, batch_size)
 
@@ -200,7 +203,7 @@ def _solve(task: Task, keys: list[str], truth: torch.Tensor, batch_size: int) ->
 
 @dataclass(frozen=True, eq=False)
 class Restored:
-    """A batch with what came out, to be scored and written."""
+    """A batch and its solutions, to be scored and written."""
 
     batch: Batch
     groups: list[Group]
@@ -238,21 +241,20 @@ class Restored:
 
 
 def device_name(prior: Prior) -> str:
-    """cpu with its threads, or the accelerator's name."""
+    """The name of a prior's device: that of the GPU, or cpu with its threads."""
     if prior.device.type == "cuda":
         return torch.cuda.get_device_name(prior.device)
     return f"{prior.device.type}, {torch.get_num_threads()} threads"
 
 
 def launched_share() -> Share:
-    """The share of a process that `accelerate launch` or torchrun started, by the variables they set; else all.
-
-    The processes need nothing of each other: each appends its share to one folder, and one that dies stops no other."""
+    """The share of a process that `accelerate launch` or torchrun started, from the environment variables they set; else
+    everything. The processes do not communicate: each appends its share to one folder, and one that dies stops no other."""
     return Share(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def launched_device(device: str) -> str:
-    """Each process of a launch its own accelerator, where they have several."""
+    """The device of this process of a launch: an accelerator of its own where the machine has several."""
     rank = os.environ.get("LOCAL_RANK")
     if rank is not None and device in ("auto", "cuda") and torch.cuda.is_available():
         return f"cuda:{int(rank) % torch.cuda.device_count()}"

@@ -1,4 +1,4 @@
-"""The cells of an evaluation on images of the prior itself: `invdiff.exactness.sbc` for each that asks for it."""
+"""Simulation-based calibration (`invdiff.exactness.sbc`) of the cells of an evaluation that ask for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from invdiff.evaluation.store import SIMULATIONS, Store, load
 from invdiff.exactness import sbc
 
 SIDE = 64
-"""Pixels a side of the images that are drawn from the prior, unless the data are cropped or the prior has a shape."""
+"""Pixels a side of the images drawn from the prior, unless the data are cropped or the prior has a shape of its own."""
 
 Report = Callable[[Task, sbc.Simulation | str], None]
 
@@ -24,9 +24,9 @@ def simulate(
     batch_size: int | None = None,
     report: Report = lambda task, found: None,
 ) -> None:
-    """Test the solver of each cell with `simulations` that is not tested yet, and append what is found.
+    """Test each cell that has `simulations` and is not tested yet, and append the results.
 
-    report: called with the task and its result, or with the text of why it could not be tested.
+    report: called with the task and its result, or the reason why it could not be tested, as text.
     """
     done = load(store.folder).simulations
     wanted = [task for task in plan.tasks if task.cell.simulations]

@@ -1,10 +1,10 @@
-"""Where results lie: a folder to which every finished image is appended at once, and from which a run goes on.
+"""The folder of a run: every finished image is appended at once, so that a run that was stopped goes on from there.
 
-results.jsonl holds one line for each image of each cell, with numbers that are the same in every run; timings.jsonl what they
-cost; simulations.jsonl a line for each cell that was tested with images of the prior itself; sets.jsonl what belongs to all
-images of a cell together; run.json the settings. A line is written with its end by one call under a lock, so that several
-processes may share the folder, and that a kill loses at most the images in flight: what it leaves of a line is cut off before
-the next is appended.
+run.json holds the settings; results.jsonl a line for each image of each cell, with numbers that are the same in every
+run; timings.jsonl what they cost; simulations.jsonl a line for each cell that was tested with images of the prior
+itself; sets.jsonl a line for the scores of all images of a cell together. Each line is written by one call under a
+lock, so that several processes may share the folder. A process that is killed loses at most the images in flight: an
+incomplete line is removed before the next one is appended.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Place = tuple[str, str]  # cell id, image key
 @dataclass(frozen=True, eq=False)
 class Run:
     """What a folder holds. results, timings: the last line of each (cell, image), in the order of the cells and images;
-    simulations: cell -> the record of `sbc.Simulation`; sets: cell -> its FID and of how many images."""
+    simulations: cell -> the record of `sbc.Simulation`; sets: cell -> its FID and the number of images it is of."""
 
     folder: Path
     record: Line
@@ -49,16 +49,16 @@ class Run:
 
     @property
     def done(self) -> set[Place]:
-        """What has numbers."""
+        """The (cell, image) that have scores."""
         return {(line["cell"], line["image"]) for line in self.results if "error" not in line}
 
     @property
     def failures(self) -> dict[Place, str]:
-        """The errors of what has none."""
+        """(cell, image) -> the error of those that failed."""
         return {(line["cell"], line["image"]): line["error"] for line in self.results if "error" in line}
 
     def of(self, cell: str) -> list[Line]:
-        """The results of a cell that have numbers."""
+        """The results of a cell that have scores."""
         return [line for line in self.results if line["cell"] == cell and "error" not in line]
 
 
@@ -83,8 +83,8 @@ def load(folder: str | Path) -> Run:
 
 
 def _as_it_was(cell: Line, record: Line, done: int, batch: int) -> str:
-    """The command of a cell, with --limit where fewer images than the data set has were evaluated, and with the size of its
-    batches, on which the last digits depend."""
+    """The command that repeats a cell, with --limit where fewer images than the data set has were evaluated, and with
+    --batch-size, on which the last digits depend."""
     command = str(cell.get("command", ""))
     whole = done == 0 or done >= record["data"].get(cell["data"], {}).get("images", 0)
     if (whole and batch == 1) or " --out " not in command:
@@ -124,10 +124,10 @@ class Store:
         self.folder = Path(folder)
 
     def open(self, record: Line, force: bool = False) -> Run:
-        """Begin a run or go on with it; what it holds already.
+        """Begin a run or go on with one, and return what it holds already.
 
-        Raises UsageError if the folder holds a run of other settings, naming them. force: replaces its settings, and keeps
-        the results of those cells that are the same.
+        Raises UsageError if the folder holds a run of other settings, naming them. force: replace its settings instead, and
+        keep the results of the cells that both have.
         """
         with explained(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -149,14 +149,14 @@ class Store:
         return load(self.folder)
 
     def append(self, results: Iterable[Line], timings: Iterable[Line]) -> None:
-        """Write lines for good. Raises ImageError where the disk does not take them; nothing is left of them then."""
+        """Write lines to the disk. Raises ImageError where it does not take them all, and then leaves none of them."""
         with self._locked():
-            # What it cost first: a result without its time would count as done.
+            # Timings first: a result without its time would count as done.
             _append(self.folder / TIMINGS, timings)
             _append(self.folder / RESULTS, results)
 
     def append_cell(self, name: str, cell: str, found: Line) -> None:
-        """Write what belongs to a cell as a whole. name: SIMULATIONS or SETS."""
+        """Write a line about a whole cell. name: SIMULATIONS or SETS."""
         with self._locked():
             _append(self.folder / name, [{"cell": cell, **found}])
 
@@ -165,7 +165,7 @@ class Store:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One process at a time, on this machine and, where the file system has locks, on others."""
+        """Hold the folder for one process at a time, on this machine and, where the file system has locks, on others."""
         path = self.folder / ".lock"
         with explained(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -175,14 +175,14 @@ class Store:
 
                 fcntl.lockf(descriptor, fcntl.LOCK_EX)
             except (ImportError, OSError):
-                pass  # no locks here: a single process does without
+                pass  # without locks (Windows, some file systems) only one process may write
             yield
         finally:
             os.close(descriptor)
 
 
 def differences(older: Line, newer: Line) -> str:
-    """Which settings differ, in words."""
+    """The settings that differ between two records, in words."""
     told = []
     for key in ("versions", "protocol", "data", "priors"):
         before, after = dict(older.get(key, {})), dict(newer.get(key, {}))
@@ -213,7 +213,7 @@ def _append(path: Path, lines: Iterable[Line]) -> None:
 
 
 def _lines(path: Path) -> Iterator[Line]:
-    """The whole lines of a file."""
+    """The complete lines of a file; none where there is no file."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""One row for each cell of a run: the means over its images."""
+"""The means over the images of each cell of a run."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Summary:
         return str(self.cell["label"])
 
     def text(self, name: str, digits: int) -> str:
-        """A value for a table; - where there is none."""
+        """A value for a table, with so many decimals; - where there is none."""
         value = self.values.get(name, math.nan)
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def summaries(run: Run | str | Path) -> list[Summary]:
-    """The rows of a run, or of the run in a folder, in its order."""
+    """A row for each cell of a run, or of the run in a folder, in its order."""
     run = run if isinstance(run, Run) else load(run)
     found = []
     for cell in run.cells:
