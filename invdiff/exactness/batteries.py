@@ -1,4 +1,4 @@
-"""Which cases a validation runs, and how large they are."""
+"""The cases of a validation, and their sizes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from invdiff.exactness.problems import FAMILIES, GAUSSIAN, MIXTURE, TOYS, TOYS_2
 class Size:
     """How much is computed.
 
-    steps: noise levels on the Gaussian priors and the toys; samples: compared for each problem; mixture_*: of the mixture
-    benchmark: the numbers of steps, and for each dimension d the problems in a cell.
+    steps: noise levels on the Gaussian priors and the toys; samples: drawn for each problem; mixture_steps: the numbers of
+    noise levels in the mixture benchmark; mixture_problems: dimension d -> the number of problems in a cell.
     """
 
     steps: int
@@ -23,7 +23,7 @@ class Size:
     mixture_problems: Mapping[int, int]
 
 
-# Fewer problems where one takes longer.
+# Problems in more dimensions take longer, so that there are fewer of them.
 FULL = Size(steps=100, samples=1000, mixture_steps=(20, 100), mixture_problems={8: 3, 80: 2, 800: 1})
 QUICK = Size(steps=20, samples=300, mixture_steps=(20,), mixture_problems={8: 1})
 
@@ -39,9 +39,9 @@ def plan(
 ) -> tuple[list[Case], list[tuple[str, str]]]:
     """The cases, and the operators left out with the reason.
 
-    families: of FAMILIES, default all; operators: names or specs, which leave only the Gaussian priors; default every
-    registered one. steps, samples: in place of the size's own.
-    Raises UsageError for operators that were asked for and cannot be used, or asked for beside other families alone.
+    families: of FAMILIES, default all; operators: names or specs, with which only the Gaussian priors remain; default every
+    registered one. steps, samples: instead of those of the size.
+    Raises UsageError for operators that cannot be used, and for operators together with families that do not use them.
     """
     size = QUICK if quick else FULL
     if operators and families and GAUSSIAN not in families:

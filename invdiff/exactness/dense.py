@@ -1,4 +1,4 @@
-"""Conjugate gradients that need one iteration, for images so small that A is a matrix of a few hundred rows."""
+"""A preconditioner that ends conjugate gradients after one iteration, for images so small that A is a small matrix."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from invdiff.operator.wrapped import Wrapped
 
 @dataclass(frozen=True, eq=False)
 class Preconditioned(Wrapped):
-    """An operator without a decomposition, on small images: the same maps, iterations and answers, in less time.
+    """An operator without a decomposition, on small images: the same maps and answers, after fewer iterations.
 
-    The eigenvectors of A A^T serve as the preconditioner alone. What a solver may use and what it gets is the operator's
-    own, to the tolerance of the iterations; they only end sooner.
+    The eigenvectors of A A^T serve only as the preconditioner. Everything else that a solver uses is the operator's own, and
+    answers are the same up to the tolerance of the iterations.
     """
 
     name: ClassVar[str] = "preconditioned"

@@ -1,8 +1,9 @@
-"""What is measured on samples of a known posterior, and what exact samples score: the yardstick.
+"""Measures of samples of a known posterior, and what exact samples score.
 
 Nothing here assumes a distribution of the measures. As many exact samples as the solver drew are measured REPEATS times; the
 mean of those scores is the sampling floor, their standard deviation the standard error. A solver is `exact` on a problem if
-each of its scores lies within LIMIT standard errors of the floor: if its samples cannot be told from exact, independent ones.
+each of its scores lies within LIMIT standard errors of the floor, so that its samples cannot be told from exact, independent
+ones.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ LIMIT = 5.0
 REPEATS = 24
 LEVEL = 0.9
 SLICES = 100
-# What sampling alone cannot be blamed for even where exact samples agree to all digits.
+# The least standard error: a smaller difference is rounding, even where exact samples agree in all digits.
 _ROUNDING = 1e-9
 
 MEASURES: dict[str, str] = {
@@ -37,7 +38,7 @@ TWO_SIDED = ("measured", "unmeasured", "coverage")
 
 @dataclass(frozen=True)
 class Score:
-    """One measure, mean over the problems of a case. floor, error: mean and standard deviation of exact samples' scores."""
+    """A measure, averaged over the problems of a case. floor, error: mean and standard deviation of exact samples' scores."""
 
     value: float
     floor: float
@@ -46,7 +47,7 @@ class Score:
 
     @property
     def deviation(self) -> float:
-        """How many standard errors the value lies off the floor; distances can only be too large."""
+        """The distance of the value from the floor in standard errors; only measures of `TWO_SIDED` can be too small."""
         if not math.isfinite(self.value):
             return math.inf
         off = self.value - self.floor
@@ -58,7 +59,7 @@ class Score:
 
 
 def average(parts: Sequence[Mapping[str, Score]]) -> dict[str, Score]:
-    """The mean over several problems of every measure that all of them have."""
+    """The mean over several problems of each measure that all of them have."""
     shared = [name for name in MEASURES if all(name in part for part in parts)]
     found = {}
     for name in shared:
@@ -133,7 +134,7 @@ def verdict(scores: Mapping[str, Score]) -> str:
 
 
 def significant(value: float) -> str:
-    """Three digits that matter, at most four decimals: 0.0123, 1.04, 12.3, 1234; 2e-06 for what is less."""
+    """A number with three significant digits and at most four decimals: 0.0123, 1.04, 12.3, 1234; 2e-06 if it is smaller."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     size = abs(value)

@@ -1,6 +1,7 @@
 """Problems whose posterior is known in closed form: Gaussian priors under every linear operator, and toys in the plane.
 
-A prior that is a Gaussian mixture stays one under y = A x + sigma_y z, for any matrix A: `GaussianMixturePrior.posterior`.
+The posterior of a Gaussian-mixture prior under y = A x + sigma_y z is a Gaussian mixture again, for any matrix A:
+`GaussianMixturePrior.posterior`.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ SIGMA_Y = 0.05
 DEVIATION = 0.25  # of a pixel, as in photographs
 LENGTH = 4.0  # pixels over which the correlation falls to 1/e
 CHANNEL_CORRELATION = 0.9
-# For every solver here. 10 drowns these priors (no direction deviates by more than 2.2) without spending levels on more; a
-# network can afford fewer particles than these.
+# Options of every solver here. A noise level of 10 drowns these priors, no direction of which deviates by more than 2.2;
+# higher levels would only cost steps. A network can afford fewer particles than these.
 OPTIONS = {"sigma_max": 10.0, "particles": 100}
 
 
@@ -38,7 +39,7 @@ OPTIONS = {"sigma_max": 10.0, "particles": 100}
 class ExactProblem:
     """One measurement y (1, *measurement shape) under a mixture prior, and the posterior p(x | y).
 
-    matrix: A on flattened images, rows that measure nothing left out. unit: distances are told in x times this.
+    matrix: A on flattened images, without the rows that measure nothing. unit: factor on distances in x, for reports.
     """
 
     name: str
@@ -50,12 +51,12 @@ class ExactProblem:
 
     @property
     def size(self) -> int:
-        """The numbers in one x."""
+        """The number of values in one x."""
         return self.prior.size
 
     def directions(self) -> dict[str, torch.Tensor]:
-        """Orthonormal columns (n, k): the right singular vectors v of A along which y tells more than the prior,
-        (sigma_y / s)^2 < v^T Cov[x] v, and all others."""
+        """Orthonormal columns (n, k) by name. measured: the right singular vectors v of A along which y says more than the
+        prior, (sigma_y / s)^2 < v^T Cov[x] v; unmeasured: all other directions."""
         _, s, right = torch.linalg.svd(self.matrix, full_matrices=True)
         basis = right.mT
         prior_variance = (basis * (self.prior.covariance() @ basis)).sum(0)[: len(s)]
@@ -66,11 +67,11 @@ class ExactProblem:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A row of problems that are reported as one: several draws of the same kind, or a single one.
+    """Problems that are reported as one: several draws of the same kind, or a single one.
 
-    family: one of FAMILIES; label: short, for the table; group: where cases are compared with each other; steps: noise
-    levels for the solver, unless its spec says otherwise; options: further hyperparameters that the case asks for, where
-    a solver has them. make: the problems, made when their turn comes.
+    family: one of FAMILIES; label: its name in the tables; make: makes the problems when they are needed; steps: noise levels
+    for the solver, unless its spec says otherwise; options: further hyperparameters for the solvers that have them; group:
+    the column of the mixture's table.
     """
 
     family: str
@@ -86,21 +87,21 @@ class Case:
 def exact_problem(
     name: str, operator: Operator, prior: GaussianMixturePrior, y: torch.Tensor, sigma_y: float
 ) -> ExactProblem:
-    """From an operator, a prior for its images and one y (1, *measurement shape)."""
+    """The problem of an operator, a prior for its images and one y (1, *measurement shape)."""
     shape = prior.shape
     problem = Problem(operator, y, sigma_y, shape)
     matrix = dense_matrix(operator, shape)
     observed = operator.observed(shape)
     y = problem.y.flatten()
     if observed is not None:
-        # An entry that is never measured would count as a measurement of 0 = 0 + noise in the evidence, which is harmless
-        # (the same for all components), but costs rows.
+        # An entry that is never measured would count in the evidence as a measurement 0 = 0 + noise: the same for all
+        # components, and so without effect, but at the cost of a row.
         kept = observed.expand(1, *operator.measurement_shape(shape)).flatten() > 0
         matrix, y = matrix[kept], y[kept]
     return ExactProblem(name, problem, prior, prior.posterior(matrix, y, sigma_y), matrix)
 
 
-# Each with its defaults, but as small as an image of 8 x 8 pixels needs; a name alone stands for this spec.
+# Name -> spec, or function, for images of 8 x 8 pixels, where the operator's defaults are too large; used for a name alone.
 SMALL: dict[str, str | Callable[[], Operator]] = {
     "gaussian_blur": "gaussian_blur:sigma=0.8,size=5",
     "uniform_blur": "uniform_blur:size=3",
@@ -123,7 +124,7 @@ def _registered(name: str, **parameters: object) -> Operator:
 
 
 def _kernel() -> np.ndarray:
-    """A lopsided 3 x 3 kernel, so that a flipped one is another."""
+    """A 3 x 3 kernel without symmetry, so that a flipped kernel is noticed."""
     return np.array([[0.0, 0.2, 0.1], [0.1, 0.4, 0.1], [0.0, 0.05, 0.05]])
 
 
@@ -188,7 +189,7 @@ def gaussian_case(spec: str, seed: int, steps: int, samples: int) -> Case:
 
 
 def toy_case(name: str, steps: int, samples: int) -> Case:
-    """One of TOYS_2D under one noisy projection."""
+    """The case of one of TOYS_2D, seen through one noisy projection."""
     toy = TOYS_2D[name]
     matrix = torch.tensor([toy.row], dtype=torch.float64)
     from invdiff import operators
@@ -223,7 +224,7 @@ def _moons() -> tuple[torch.Tensor, float]:
 
 
 def _rings() -> tuple[torch.Tensor, float]:
-    """Two circles with one centre; as many components for each unit of length."""
+    """Two concentric circles with equally many components per unit of length."""
     circles = []
     for radius, count in ((0.16, 40), (0.4, 100)):
         angle = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: does a solver sample the posterior, where nobody knows the posterior?
+"""Simulation-based calibration: whether a solver samples the posterior, where the posterior is not known.
 
 S. Talts, M. Betancourt, D. Simpson, A. Vehtari, A. Gelman, "Validating Bayesian Inference Algorithms with Simulation-Based
 Calibration", 2018, https://arxiv.org/abs/1804.06788; M. Modrak et al., "Simulation-Based Calibration Checking for Bayesian
@@ -7,11 +7,11 @@ Computation: The Choice of Test Quantities Shapes Sensitivity", 2023, https://ar
     x ~ p(x),  y ~ p(y | x),  x_1 .. x_K ~ solver(y)        then, for any f,  rank of f(x) among f(x_k) is uniform on 0 .. K
 
 if the solver is exact, because x itself is a sample of p(x | y). The quantities f are pixels, random projections, brightness,
-contrast, total variation, and log p(y | x), which sees a solver that does not listen to y (the ranks of all others are
-uniform for samples of the prior itself).
+contrast, total variation, and log p(y | x), which detects a solver that ignores y (samples of the prior itself have uniform
+ranks in all other quantities).
 
-For a trained prior x is drawn by a diffusion sampler: what is tested is then the solver against the distribution that this
-sampler draws from, with its errors. Uniform ranks do not prove a solver exact; others prove that it is not.
+For a trained prior x is drawn by a diffusion sampler: the solver is then tested against the distribution that this sampler
+draws from, with its errors. Uniform ranks do not prove a solver exact; other ranks prove that it is not.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from invdiff.samplers import generation
 from invdiff.scores.calibration import ranks as ranks_of
 
 LEVEL = 0.01
-"""Below this p-value of all tests together a solver is called not calibrated."""
+"""The p-value of all tests together below which a solver is called not calibrated."""
 MOST_BINS, BIN_DRAWS = 20, 5
 _EACH = 3  # pixels and projections
 
@@ -88,7 +88,7 @@ class Simulation:
 
     @property
     def calibrated(self) -> bool:
-        """Whether these draws leave it possible that the solver is exact."""
+        """Whether these draws are consistent with an exact solver."""
         return self.p_value >= LEVEL
 
     def record(self) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def uniformity(ranks: np.ndarray, samples: int, places: np.ndarray) -> Uniformit
 
 
 def _bins(draws: int, samples: int) -> int:
-    """As many bins as hold five draws each, for the chi-square distribution to be a good approximation."""
+    """The number of bins: five draws in each on average, for the chi-square distribution to be a good approximation."""
     return min(MOST_BINS, samples + 1, draws // BIN_DRAWS)
 
 

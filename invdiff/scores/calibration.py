@@ -1,6 +1,6 @@
-"""Whether posterior samples are spread as they err: ranks, coverage, spread over error, CRPS, with the truth at hand.
+"""Whether posterior samples are spread as they err, where the truth is known: ranks, coverage, spread over error, CRPS.
 
-For n samples of the true posterior and the true pixel value all n + 1 are alike, so that
+n samples of the true posterior and the true pixel value are n + 1 draws of the same distribution, so that
 
     the rank of the truth among the samples is uniform on 0 .. n        (T. M. Hamill, "Interpretation of Rank Histograms for
                                                                          Verifying Ensemble Forecasts", 2001)
@@ -8,8 +8,9 @@ For n samples of the true posterior and the true pixel value all n + 1 are alike
                                                                          Should Ensemble Spread Match the RMSE of the
                                                                          Ensemble Mean?", 2014)
 
-Ranks piled up at both ends, too little coverage and spread_over_error below 1 say that the samples are too narrow, or
-biased; the opposites that they are too wide. Pixels of an image depend on each other, so only many images say how sure it is.
+Many ranks at both ends, too little coverage and spread_over_error below 1 show that the samples are too narrow, or biased;
+the opposites that they are too wide. Pixels of an image depend on each other, so that the errors of these scores come from the
+spread over many images.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def of(samples: torch.Tensor, truth: torch.Tensor) -> list[dict[str, Any]]:
 
 
 def pooled(records: Sequence[Mapping[str, Any]], level: float = 0.95, seed: int = 0) -> dict[str, Any]:
-    """What `of` found of several images, together, each counting alike: the same keys, with
+    """The records of `of` of several images pooled, with equal weights: the same keys, with
 
     coverage, crps: mean over the images; spread, error: root mean square; ranks: shares of the n + 1 ranks, summing to 1;
     images: how many; intervals: {"crps", "coverage 0.5", ...: [low, high]}, by bootstrap over the images.

@@ -1,4 +1,4 @@
-"""A degraded and a restored image against the truth: what `restore --reference`, `demo` and the benchmarks report."""
+"""A degraded and a restored image compared with the truth, for `restore --reference`, `demo` and the benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LPIPS, DISTS and FID by torchmetrics, where their networks' weights are at hand. Nothing is downloaded here.
+"""LPIPS, DISTS and FID by torchmetrics, where the weights of their networks are on this machine; none are downloaded.
 
     lpips, lpips_vgg    R. Zhang, P. Isola, A. A. Efros, E. Shechtman, O. Wang, "The Unreasonable Effectiveness of Deep
                         Features as a Perceptual Metric", 2018, https://arxiv.org/abs/1801.03924, version 0.1, with AlexNet
@@ -9,8 +9,8 @@
                         Update Rule Converge to a Local Nash Equilibrium", 2017, https://arxiv.org/abs/1706.08500; two sets,
                         no pairs, and far too large for sets of a few hundred images
 
-torchmetrics comes with deepinv and holds what LPIPS and DISTS learned on top of the classifiers. The classifiers are looked
-for where torch keeps downloads, `torch.hub.get_dir()`/checkpoints: $TORCH_HOME/hub/checkpoints where that is set.
+torchmetrics comes with deepinv and holds the layers that LPIPS and DISTS learned on top of classifiers. The classifiers are
+looked for where torch keeps downloads, `torch.hub.get_dir()`/checkpoints: $TORCH_HOME/hub/checkpoints where that is set.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from invdiff.priors.stored.tensor_files import load_tensors
 from invdiff.scores.metrics import check, clipped
 
 SMALLEST = 32
-"""Pixels a side below which AlexNet's pooling leaves nothing to compare."""
+"""The least number of pixels a side: below it AlexNet's pooling leaves no features to compare."""
 
 _ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
 _VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -41,7 +41,8 @@ _INCEPTION = (
 
 @dataclass(frozen=True)
 class Kind:
-    """A metric. url: of its weights, whose names end in the first eight digits of their SHA-256; package: that it needs."""
+    """A metric. url: of its weights, whose file name ends in the first eight digits of their SHA-256; package: what it needs
+    besides torchmetrics."""
 
     title: str
     url: str
@@ -84,7 +85,7 @@ def missing(name: str) -> str:
 
 @lru_cache
 def _as_published(file: Path, size: int, changed: int) -> bool:
-    """Whether the hash in a file's name is its own; size, changed: so that another file is looked at again."""
+    """Whether the hash in a file's name is that of its content. size, changed: so that a changed file is hashed again."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -134,7 +135,7 @@ def _inception() -> Any:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     file = KINDS["fid"].file
-    load_tensors(file)  # torch-fidelity would run what else a file holds
+    load_tensors(file)  # refuses files that hold anything but tensors, whose code torch-fidelity would run
     return FrechetInceptionDistance(feature_extractor_weights_path=str(file))
 
 
@@ -157,7 +158,7 @@ def _network(name: str, device: torch.device) -> Callable[[torch.Tensor, torch.T
 
 @lru_cache(maxsize=4)
 def _load(name: str, device: torch.device, file: Path) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """The function of two batches of one image; file: so that another $TORCH_HOME is another network."""
+    """The distance of two batches of one image. file: so that another $TORCH_HOME gives another network."""
     if name == "dists":
         from torchmetrics.functional.image.dists import DISTSNetwork
 

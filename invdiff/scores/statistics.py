@@ -1,6 +1,6 @@
-"""How sure a mean over images is, and whether two methods differ on the same measurements.
+"""Confidence intervals of means over images, and whether two methods differ on the same measurements.
 
-The unit is the image: pixels and samples of one image depend on each other. Nothing here depends on the images' order.
+The unit is the image, because pixels and samples of one image depend on each other. The order of images does not matter.
 
 The bootstrap interval of the mean is the expanded percentile interval of T. Hesterberg, "What Teachers Should Know About
 the Bootstrap", 2015, https://doi.org/10.1080/00031305.2015.1089789: the quantiles a and 1 - a of the means of
@@ -8,10 +8,10 @@ resampled images, with
 
     a = Phi(-sqrt(n / (n - 1)) t_{n-1}),      t_{n-1}: the quantile (1 + level) / 2 of Student's t
 
-in place of (1 - level) / 2. Benchmark sets are small (Set5 has five images), and there plain percentile and BCa intervals
-are too short: they miss the sqrt((n - 1) / n) of the resampled deviation, and that it is estimated. No resampled mean lies
-outside the values' range, whose probability to hold the median is 1 - 2^(1 - n): below six images a level of 95 % is out of
-reach, and the interval is that range, or nearly.
+in place of (1 - level) / 2. Benchmark sets are small (Set5 has five images), and for these plain percentile and BCa intervals
+are too short: they account neither for the factor sqrt((n - 1) / n) of the resampled deviation nor for its being an estimate.
+No resampled mean lies outside the range of the values, which holds the median with probability 1 - 2^(1 - n): below six images
+a level of 95 % cannot be reached, and the interval is nearly that range.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _AT_ONCE = 1_000_000  # numbers drawn at a time: 8 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n images and the interval for the mean over all images of the kind; low and high are NaN where nothing is
-    known of it: for one image, and where a value is infinite."""
+    """A mean over n images, and the interval for the mean over all images of the kind; low and high are NaN for a single
+    image and where a value is infinite."""
 
     mean: float
     low: float
@@ -97,7 +97,7 @@ def paired(
 
 
 def _signed_rank(difference: np.ndarray) -> float:
-    """The two-sided p-value; images without a difference count for neither side (Wilcoxon's own way with them)."""
+    """The two-sided p-value; images without a difference are left out, as by Wilcoxon."""
     if not difference.any():
         return 1.0
     from scipy.stats import wilcoxon

@@ -1,4 +1,4 @@
-"""Two runs: the cells that they share, image by image, and what differs in their settings."""
+"""Two runs compared: the cells that they share, image by image, and the settings that differ."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEGEND = (
 
 @dataclass(frozen=True)
 class Pair:
-    """A cell of both runs, cut down to the images with equal files that both have finished."""
+    """A cell of both runs, reduced to the images with equal files that both have finished."""
 
     title: str
     name: str
@@ -35,9 +35,9 @@ class Pair:
 
 
 def pairs(a: Run, groups_a: Sequence[Group], b: Run, groups_b: Sequence[Group]) -> tuple[list[Pair], list[str]]:
-    """The cells that two runs share, and in sentences what else there is.
+    """The cells that two runs share, and sentences about what was left out.
 
-    Where each run has one prior, cells are the same whatever it is called: to compare two priors is a use of this.
+    Where each run has a single prior, its name does not matter, so that two priors can be compared.
     Raises UsageError for runs that share no cell.
     """
     alone = len({str(cell["prior"]) for cell in a.cells}) == 1
@@ -161,7 +161,7 @@ def differences(a: Run, b: Run) -> list[tuple[str, str, str]]:
 
 
 def flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Nested data as (dotted name, text)."""
+    """The leaves of nested data, as (dotted name, text)."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
             yield from flat(item, f"{name}.{key}" if name else str(key))

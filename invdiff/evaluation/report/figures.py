@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 MARKERS = "osD^vP*Xp<>h"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#7f7f7f")
-"""After Okabe and Ito, told apart with any colour vision. Combined with the markers: 24 methods look different."""
+"""By Okabe and Ito, distinct for any colour vision; with the markers, 24 methods look different."""
 
 Styles = Mapping[str, int]
 
 DECADE = 6.3
-"""The least ratio of the ends of a logarithmic axis: one that is wider holds two of 1, 2, 5, 10, ... at least."""
+"""The least ratio of the ends of a logarithmic axis, so that it holds at least two of the ticks 1, 2, 5, 10, ..."""
 
 NAMED = 24
-"""Rows with a line of their own in a plot: no eye follows more."""
+"""The most rows with a line of their own in a plot."""
 
 
 def render(figure: Figure) -> tuple[bytes, bytes]:
@@ -71,7 +71,7 @@ def _plain_ticks(axis: Axis) -> None:
 
 
 def _room(low: float, high: float) -> tuple[float, float]:
-    """The ends of a logarithmic axis that holds these, with a margin, and no narrower than DECADE."""
+    """The ends of a logarithmic axis from `low` to `high` with a margin, not narrower than DECADE."""
     wider = max(1.2, math.sqrt(DECADE * low / high))
     return low / wider, high * wider
 
@@ -94,7 +94,7 @@ def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 
 def _line(row: Row) -> str:
-    """What rows have in common that differ in their steps alone."""
+    """The name that rows share which differ only in their steps."""
     return str(row.cell["solver"]) + (f", {row.cell['samples']} samples" if row.cell.get("samples", 1) > 1 else "")
 
 
@@ -132,7 +132,7 @@ def _cost(
     handles: dict[str, Any],
     price: Callable[[Row], float | None],
 ) -> None:
-    """One panel; its lines are added to `handles`."""
+    """Draw one panel and add its lines to `handles`."""
     _frame(axes, f"PSNR against {unit}", f"{unit} for each image", "PSNR (dB)")
     axes.set_xscale("log")
     _plain_ticks(axes.xaxis)
@@ -198,7 +198,7 @@ def calibrated(group: Group, styles: Styles) -> Figure | None:
         edges, density = np.linspace(0, 1, count + 1), count * np.array(found["ranks"])
         ranks.stairs(density, edges, color=look["color"], linewidth=1.2)
         ranks.plot((edges[1:] + edges[:-1]) / 2, density, linestyle="", **look)
-        # Calibrated samples have an error of the mean that is larger than their spread by sqrt(1 + 1/n).
+        # For calibrated samples the error of the mean is sqrt(1 + 1/n) times their spread.
         spreads = [math.sqrt(1 + 1 / (count - 1)) * one["spread"] for one in row.calibrations]
         spread.plot([one["error"] for one in row.calibrations], spreads, linestyle="", alpha=0.7, **look)
     coverage.set(xlim=(0, 1), ylim=(0, 1))

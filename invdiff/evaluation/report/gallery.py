@@ -1,4 +1,4 @@
-"""The pictures of a run as they go into the page: truth, measurement, and each restoration with its error and spread."""
+"""The pictures of a run for its page: truth, measurement, and each restoration with its error and spread."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from typing import Any
 
 import numpy as np
 
+from invdiff.evaluation.pictures import STD_WHITE, file_name
 from invdiff.evaluation.report.rows import Group, Row
 from invdiff.evaluation.store import Run
 from invdiff.files.pages.rendering import data_uri
 
 SIDE = 512
-"""Pixels: larger pictures are shrunk to this."""
+"""Pixels a side to which larger pictures are shrunk."""
 RESTORATIONS = 8
 """Restorations that are shown of one image: those of the rows with the highest PSNR."""
 BYTES = 24_000_000
 """Size of all pictures of a page together: a much larger page opens slowly."""
 BRIGHTEST = 0.125
-"""The error, and the standard deviation, shown in the brightest colour: one scale, for they should look alike."""
-STD_WHITE = 0.25
-"""The standard deviation that is white in the files of a run."""
+"""The error, and the standard deviation, shown in the brightest colour: one scale, since calibrated ones look alike."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Restoration:
 
 @dataclass(frozen=True)
 class Card:
-    """What there is to see of one image in one group, at its size in pixels. `notes` say what is missing."""
+    """The pictures of one image in one group, with its size in pixels; notes: which pictures are missing."""
 
     group: str
     image: str
@@ -87,7 +86,7 @@ def _kept(run: Run, group: Group) -> Iterator[tuple[Group, str]]:
     """The images of a group of which a restoration was kept."""
     names = {row.cell["id"]: _names(run.folder / "pictures" / str(row.cell["id"])) for row in group.rows}
     for image in group.images:
-        if any(_stem(image) + "-restored.png" in found for found in names.values()):
+        if any(file_name(image) + "-restored.png" in found for found in names.values()):
             yield group, image
 
 
@@ -95,12 +94,8 @@ def _names(folder: Path) -> frozenset[str]:
     return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
 
 
-def _stem(image: str) -> str:
-    return image.replace("/", "__")
-
-
 def _card(run: Run, group: Group, image: str) -> Card:
-    pictures, stem = run.folder / "pictures", _stem(image)
+    pictures, stem = run.folder / "pictures", file_name(image)
     rows = sorted((row for row in group.rows if image in row.images), key=lambda row: -_psnr(row, image))
     truth = _read(pictures / str(group.settings["data"]) / f"{stem}-truth.png")
     measured = _read(pictures / "measured" / str(rows[0].cell.get("measurement")) / f"{stem}-measured.png")
@@ -122,7 +117,7 @@ def _card(run: Run, group: Group, image: str) -> Card:
                 _said(row, image),
                 _uri(restored),
                 None if truth is None or truth.shape != restored.shape else _uri_of_map(_distance(restored, truth)),
-                None if std is None else _uri_of_map(_deviation(std)),
+                None if std is None else _uri_of_map(_distance(STD_WHITE * std, np.zeros(1))),
             )
         )
     notes = [
@@ -168,9 +163,9 @@ def _read(path: Path) -> np.ndarray | None:
 
 
 def _fitted(measured: np.ndarray, truth: np.ndarray | None) -> np.ndarray:
-    """A measurement that lacks a rim of the truth gets one of grey, so that both lie over each other in the slider.
+    """A measurement that shows only the centre of the truth gets a grey border, so that the two match in the slider.
 
-    A coarser one stays as it is: the page stretches it.
+    A coarser one stays as it is: the page enlarges it.
     """
     if truth is None:
         return measured
@@ -188,11 +183,6 @@ def _distance(restored: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(restored - truth).mean(-1))
 
 
-def _deviation(std: np.ndarray) -> np.ndarray:
-    """The standard deviation in [0, 1] units, root mean square over the channels: (H, W)."""
-    return STD_WHITE * np.sqrt(np.square(std).mean(-1))
-
-
 def _uri(pixels: np.ndarray) -> str:
     from PIL import Image
 
@@ -201,7 +191,7 @@ def _uri(pixels: np.ndarray) -> str:
 
 
 def _uri_of_map(values: np.ndarray) -> str:
-    """A map (H, W) in colours that grow brighter with it, up to BRIGHTEST."""
+    """A map (H, W) in colours that are the brighter the larger its values, up to BRIGHTEST."""
     from matplotlib import colormaps
     from PIL import Image
 

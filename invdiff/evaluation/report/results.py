@@ -1,4 +1,4 @@
-"""The table of one run: what it shows of each row, and the same as CSV with every digit."""
+"""The tables of one run, and its rows as CSV with every digit."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from invdiff.files.pages.tables import BEST, Block, Column, Entry, Line, Table, 
 
 LEGEND = (
     "In brackets: 95 % bootstrap interval of the mean over the images. {best}: the best of its group (same data, operator, "
-    "noise, seed and prior) on the images that all of its rows have, rows with less than half of the images aside. {tied}: "
-    "not significantly worse than the best in a signed-rank test on the images that both have, at 5 %, each pair by itself; "
-    f"below {ENOUGH} images that test tells nothing, and the best alone is marked."
+    "noise, seed and prior) on the images that all of its rows have, leaving aside rows with less than half of the images. "
+    "{tied}: not significantly worse than the best in a signed-rank test on the images that both have, at 5 %, each pair by "
+    f"itself; below {ENOUGH} images that test cannot tell, and only the best is marked."
 )
 SIMULATION_LEGEND = (
-    "Images are drawn from the prior, measured and restored several times; for samples of the posterior the truth has every "
-    "rank among them alike. {best}: nothing speaks against that."
+    "Images are drawn from the prior, measured and restored several times; among samples of the posterior the truth has "
+    "every rank equally often. {best}: no evidence against that."
 )
 CALIBRATION_LEGEND = (
     "Coverage: share of the true pixel values inside the central intervals of each nominal level. Spread / error: rms "
     "standard deviation of n samples, times the root of 1 + 1/n, over the rms error of their mean. Calibrated samples are "
-    "covered as often as the level says, with a ratio of 1; a smaller one means too sure of themselves."
+    "covered as often as the level says, with a ratio of 1; a smaller ratio means that the samples are too narrow."
 )
 
 Shown = tuple[Column, Callable[[Row], Entry]]
 
 
 def table(groups: Sequence[Group]) -> Table:
-    """A block for each group, a line for each cell, with the columns that any of them needs."""
+    """The results: a block for each group, a line for each cell, and the columns that any cell needs."""
     shown = _columns([row for group in groups for row in group.rows])
     blocks = [
         Block(
@@ -106,7 +106,7 @@ def _scored(score: Score) -> Callable[[Row], Entry]:
 
 
 def facts(row: Row) -> str:
-    """The solver's settings as resolved, and the cell's name in the folder of the run."""
+    """The cell's name in the folder of the run, and the solver's settings as resolved."""
     resolved = next((one["solver"] for one in row.images.values() if one.get("solver")), None)
     text = f"cell {row.cell['id']}"
     return text if resolved is None else f"{text}, {json.dumps(resolved, ensure_ascii=False)}"
@@ -135,7 +135,7 @@ def calibration_table(groups: Sequence[Group]) -> Table | None:
 
 
 def simulation_table(run: Run) -> Table | None:
-    """What images of the prior itself said of the rows' samples (`invdiff.exactness.sbc`); None without such tests."""
+    """The tests with images of the prior itself (`invdiff.exactness.sbc`); None if there are none."""
     known = [(cell, run.simulations[cell["id"]]) for cell in run.cells if cell["id"] in run.simulations]
     if not known:
         return None
@@ -144,7 +144,8 @@ def simulation_table(run: Run) -> Table | None:
         Column("samples", "samples", "of each"),
         Column("p", "p-value", "of all quantities together, if the samples were of the posterior"),
         Column(
-            "bias", "largest bias", "of a quantity's ranks from the middle, in ranks' range; above 0: samples too small"
+            "bias", "largest bias", "of a quantity's ranks from their middle, as a share of the range; above 0: samples
+            too small"
         ),
         Column("spread", "widest spread", "of the quantity farthest from 1; above 1: samples too narrow, or biased"),
         Column("worst", "clearest in", "the quantity of the smallest p-value"),

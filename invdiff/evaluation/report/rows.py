@@ -1,4 +1,4 @@
-"""From a run to the rows of its table: one for each cell, with intervals, and marks for the best of each group."""
+"""From a run to the rows of its table: one for each cell, with intervals, and with marks for the best of each group."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from invdiff.scores.calibration import pooled
 from invdiff.scores.statistics import Interval, Paired, mean_interval, paired
 
 GROUP = ("data", "operator", "noise", "seed", "prior")
-"""The settings of a cell that make rows comparable: those with equal ones restore the same measurements."""
+"""The settings by which rows are comparable: cells that agree in them restore the same measurements."""
 
 ENOUGH = 6
-"""Images: with fewer, no signed-rank test falls below 5 %, so that it would tell no method from any other."""
+"""The least number of images with which the p-value of a signed-rank test can fall below 5 %."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A number for each image that a method is judged by. `sign` is -1 where smaller is better."""
+    """A number for each image by which a method is judged. sign: -1 where smaller is better."""
 
     key: str
     title: str
@@ -145,7 +145,7 @@ def _row(cell: Line, results: Mapping[str, Line], costs: Mapping[tuple[str, str]
 
 
 def _numbers(result: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of one image by Score.key. Scores of single samples say nothing new where there is one sample."""
+    """The scores of one image by Score.key; those of single samples only where there are several."""
     nested = {f"single.{key}": number for key, number in (result.get("single") or {}).items()}
     flat = {**result, **(nested if cell.get("samples", 1) > 1 else {}), **(result.get("calibration") or {})}
     return {score.key: float(flat[score.key]) for score in SCORES if flat.get(score.key) is not None}
@@ -162,8 +162,8 @@ def compare(first: Mapping[str, float], second: Mapping[str, float], sign: int =
 def _marked(rows: list[Row]) -> list[Row]:
     """The rows with their marks: for each score the best, and those that the test does not find worse.
 
-    A mean over fewer images may be larger only because the hard ones are missing. So the best is the one on the images
-    that all rows have, leaving aside rows with less than half of the images, which would leave too few.
+    A mean over fewer images may be larger only because the hard ones are missing. So the best row is the one that is best
+    on the images that all rows have; rows with less than half of the images are left aside, as they would leave too few.
     """
     for score in SCORES:
         able: list[Mapping[str, float]] = [row.values[score.key] for row in rows if score.key in row.values]

@@ -1,4 +1,4 @@
-"""Writing a report: the page, and plots and tables beside it, all of them or none."""
+"""Write a report: the page, and the plots and tables beside it, all of them or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from invdiff.files.pages import tables
 PAGE = "report.html"
 OWN_PLOT = re.compile(r"\d{2}-[a-z0-9-]*-(cost|calibration|image-by-image)\.(png|svg)")
 DRAWN = 16
-"""Groups with plots of their own: each plot takes half a second and 100 kB of the page."""
+"""The most groups with plots of their own: each plot takes half a second and 100 kB of the page."""
 
 Source = str | Path
 
@@ -25,7 +25,7 @@ Source = str | Path
 def report(folder: Source, out: Source | None = None) -> list[Path]:
     """Write the report of a run into `out` (default: FOLDER/report) and return its files, the page first.
 
-    Raises UsageError for a folder that is no run or has no results yet, and for an `out` with other people's files.
+    Raises UsageError for a folder that is no run or has no results yet, and for an `out` that holds other files.
     """
     from invdiff.machine.versions import package_versions
 
@@ -85,9 +85,9 @@ def _check_results(run: Run) -> None:
 
 
 def _unfinished(run: Run, found: Sequence[Group]) -> list[str]:
-    """A sentence on images without a result, so that no mean over a part passes for the whole.
+    """A sentence about images without a result, so that a mean over a part of them is not taken for that of all.
 
-    Where all rows of each data set have the same images, these are all that was asked for, by --limit for instance."""
+    Where all rows of each data set have the same images, no others were asked for (--limit)."""
     done: dict[str, set[frozenset[str]]] = {}
     for row in (row for group in found for row in group.rows):
         done.setdefault(str(row.cell["data"]), set()).add(frozenset([*row.images, *row.failures]))

@@ -1,4 +1,4 @@
-"""The space of settings to search, from what a solver declares about its parameters.
+"""The space of settings to search, from the declarations of a solver's parameters.
 
     choices, true or false      every one that the solver accepts
     a number with both bounds   between them, evenly
@@ -7,10 +7,10 @@
     zero without upper bound    from 0 to 1
     sigma_max, sigma_min        from a quarter to four times the levels that the solver visits, inside the prior's
 
-What is declared with `search=False` is searched only where it is asked for: the route from noise to image (spacing, initial,
-transition), where most changes ruin a method, and what only buys accuracy with time, such as the iterations of a linear
-solver. `steps` is the budget and never searched, nor is what has no default. A setting that makes a step cost
-more network calls leaves fewer steps: every trial pays the calls of the defaults, no more.
+Parameters declared with `search=False` are searched only on request: the route from noise to image (spacing, initial,
+transition), where most changes ruin a method, and those that only trade time for accuracy, such as the iterations of a linear
+solver. `steps` is the budget and is never searched, and neither is a parameter without a default. A setting that makes a step
+cost more network calls leaves fewer steps: every trial makes as many calls as the defaults, not more.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Dimension:
         return distributions.FloatDistribution(self.low, self.high, log=self.log)
 
     def suggest(self, trial: Any) -> Any:
-        """The value of an Optuna trial; numbers have three digits, which is more than any solver feels."""
+        """The value of an Optuna trial; numbers are rounded to three digits."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
         if self.whole:
@@ -80,8 +80,8 @@ class Dimension:
 def space(
     solver: Solver, problem: Problem, prior: Prior, fixed: Collection[str] = (), only: Iterable[str] = ()
 ) -> list[Dimension]:
-    """The dimensions to search for this solver, around its settings; fixed: names to leave out; only: to keep, if any;
-    else all that are declared to be searched.
+    """The dimensions to search for this solver, around its settings. fixed: names to leave out; only: names to search instead
+    of all that are declared to be searched.
 
     problem: any one of those to be solved. Raises UsageError for a name in `only` that cannot be searched, and if nothing
     is left.
@@ -111,7 +111,7 @@ def space(
 
 
 def _dimension(declared: Declaration, default: Any, solver: Solver, prior: Prior) -> Dimension | None:
-    """How to search one parameter; None if there is no saying."""
+    """How to search one parameter; None where its declaration does not say enough."""
     name = declared.name
     if declared.choices or declared.kind is truth:
         every = declared.choices or (False, True)
@@ -128,7 +128,7 @@ def _dimension(declared: Declaration, default: Any, solver: Solver, prior: Prior
         high = declared.high if declared.high is not None else max(4 * default, low + 1)
         return Dimension(name, default, low=low, high=high, whole=True)
     if bottom is not None and declared.high is not None:
-        # A bound that is itself not allowed is kept away from.
+        # An open bound is not itself allowed, so that the search keeps a distance from it.
         margin = 0.0 if declared.low is not None else 0.01 * (declared.high - bottom)
         return Dimension(name, default, low=bottom + margin, high=declared.high)
     if default > 0:
