@@ -8,9 +8,9 @@ n samples of the true posterior and the true pixel value are n + 1 draws of the 
                                                                          Should Ensemble Spread Match the RMSE of the
                                                                          Ensemble Mean?", 2014)
 
-Many ranks at both ends, too little coverage and spread_over_error below 1 show that the samples are too narrow, or biased;
-the opposites that they are too wide. Pixels of an image depend on each other, so that the errors of these scores come from the
-spread over many images.
+Many ranks at both ends, too little coverage and spread_over_error below 1 show that the samples are too narrow, or
+biased; the opposites that they are too wide. Pixels of an image depend on each other, so that the errors of these
+scores come from the spread over many images.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ resampled images, with
 
     a = Phi(-sqrt(n / (n - 1)) t_{n-1}),      t_{n-1}: the quantile (1 + level) / 2 of Student's t
 
-in place of (1 - level) / 2. Benchmark sets are small (Set5 has five images), and for these plain percentile and BCa intervals
-are too short: they account neither for the factor sqrt((n - 1) / n) of the resampled deviation nor for its being an estimate.
-No resampled mean lies outside the range of the values, which holds the median with probability 1 - 2^(1 - n): below six images
-a level of 95 % cannot be reached, and the interval is nearly that range.
+in place of (1 - level) / 2. Benchmark sets are small (Set5 has five images), and for these plain percentile and BCa
+intervals are too short: they account neither for the factor sqrt((n - 1) / n) of the resampled deviation nor for its
+being an estimate. No resampled mean lies outside the range of the values, which holds the median with probability 1 -
+2^(1 - n): below six images a level of 95 % cannot be reached, and the interval is nearly that range.
 """
 
 from __future__ import annotations

@@ -144,8 +144,9 @@ def simulation_table(run: Run) -> Table | None:
         Column("samples", "samples", "of each"),
         Column("p", "p-value", "of all quantities together, if the samples were of the posterior"),
         Column(
-            "bias", "largest bias", "of a quantity's ranks from their middle, as a share of the range; above 0: samples
-            too small"
+            "bias",
+            "largest bias",
+            "of the ranks of a quantity from 1/2, on a scale of 0 to 1; above 0: samples too small",
         ),
         Column("spread", "widest spread", "of the quantity farthest from 1; above 1: samples too narrow, or biased"),
         Column("worst", "clearest in", "the quantity of the smallest p-value"),
