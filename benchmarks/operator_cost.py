@@ -67,7 +67,7 @@ def physics(name: str, side: int) -> Any:
     """deepinv's physics for images (3, side, side)."""
     from deepinv import physics as dp
 
-    gauss = dp.blur.gaussian_blur(sigma=(2.0, 2.0))
+    gauss = dp.functional.blur.gaussian_blur(sigma=(2.0, 2.0))
     disk = torch.ones(1, 1, 9, 9)
     grid = torch.arange(-4.0, 5.0)
     disk *= (grid[:, None] ** 2 + grid[None] ** 2 <= 16.5)[None, None]

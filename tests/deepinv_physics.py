@@ -8,6 +8,7 @@ from typing import Any
 import deepinv
 import torch
 from deepinv import physics as p
+from deepinv.physics.functional.blur import gaussian_blur
 
 RGB, GREY, COMPLEX = (3, 16, 16), (1, 16, 16), (2, 16, 16)
 
@@ -17,7 +18,7 @@ def seeded() -> torch.Generator:
 
 
 def kernel() -> torch.Tensor:
-    return p.blur.gaussian_blur(sigma=(0.7, 0.7))
+    return gaussian_blur(sigma=(0.7, 0.7))
 
 
 def uniform(*shape: int) -> torch.Tensor:

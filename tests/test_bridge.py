@@ -9,6 +9,7 @@ from typing import Any
 import deepinv
 import pytest
 import torch
+from deepinv.physics.functional.blur import gaussian_blur
 
 from invdiff import operators
 from invdiff.errors import UsageError
@@ -25,7 +26,7 @@ def picture(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def blur_filter() -> torch.Tensor:
-    return deepinv.physics.blur.gaussian_blur(sigma=(1.0, 1.5), angle=20.0)[..., 2:-2, 2:-2].contiguous()
+    return gaussian_blur(sigma=(1.0, 1.5), angle=20.0)[..., 2:-2, 2:-2].contiguous()
 
 
 def generator() -> torch.Generator:
