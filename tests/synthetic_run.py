@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from invdiff.evaluation.pictures import file_name
+
 SIDE = 64
 LEVELS = ("0.5", "0.8", "0.9")
 IMAGES = ("astronaut", "people/camera", "coffee", "chelsea", "rocket", "astronaut_2", "coffee_2", "rocket_2")
@@ -174,7 +176,7 @@ def calibration(samples: np.ndarray, truth: np.ndarray, std: np.ndarray) -> dict
 
 
 def save(pictures: Path, cell: dict[str, Any], image: str, shown: dict[str, np.ndarray]) -> None:
-    stem = image.replace("/", "__")
+    stem = file_name(image)
     folders = {"truth": cell["data"], "measured": f"measured/{cell['measurement']}"}
     for kind, pixels in shown.items():
         write_png(pictures / folders.get(kind, cell["id"]) / f"{stem}-{kind}.png", pixels)

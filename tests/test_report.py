@@ -25,6 +25,7 @@ from synthetic_run import IMAGES, METHODS, OPERATORS, Method, make_cell, write_l
 
 from invdiff.cli.main import main
 from invdiff.errors import UsageError
+from invdiff.evaluation.pictures import file_name
 from invdiff.evaluation.report import comparing, figures, gallery, results, writing
 from invdiff.evaluation.report.rows import groups
 from invdiff.evaluation.store import load
@@ -288,7 +289,7 @@ def test_names_are_escaped_everywhere(tmp_path: Path) -> None:
     (run / "results.jsonl").write_text(text + json.dumps({"cell": "?", "image": "x"}) + "\n")
     (run / "run.json").write_text(json.dumps(json.loads((run / "run.json").read_text()) | {"name": NASTY}))
     for picture in (run / "pictures").rglob("coffee-*"):
-        picture.rename(picture.with_name(picture.name.replace("coffee", stem)))
+        picture.rename(picture.with_name(picture.name.replace("coffee", file_name(stem))))
     page, *_ = writing.report(run)
     parsed = Page(page.read_text())
     assert [tag for tag, _ in parsed.elements].count("script") == 2
