@@ -219,10 +219,9 @@ def _run(
 ) -> int:
     from tqdm import tqdm
 
-    from invdiff.evaluation import fid as sets
+    from invdiff.evaluation.cells import finish, needs_all_pictures
     from invdiff.evaluation.runner import evaluate as run
     from invdiff.evaluation.runner import schedule
-    from invdiff.evaluation.simulating import simulate
     from invdiff.evaluation.store import Store
 
     store, speaks = Store(out), not quiet and share.index == 0
@@ -252,14 +251,12 @@ def _run(
         try:
             outcome = run(
                 plan, store, held, batch_size=batch_size, limit=limit, share=share,
-                pictures=None if sets.wanted(plan) else pictures,
-                progress=progress,
+                pictures=None if needs_all_pictures(plan) else pictures, progress=progress,
             )  # fmt: skip
         except KeyboardInterrupt:
             click.echo(f"\nstopped: the results so far are in {out}, and the same command goes on with them", err=True)
             raise
-    sets.measure(plan, store, lambda text: click.echo(f"note: {text}", err=True))
-    simulate(plan, store, share, batch_size, _tell_simulation)
+    finish(plan, store, share, batch_size, _tell_simulation, lambda text: click.echo(f"note: {text}", err=True))
     if speaks:
         _tell_results(out)
         click.echo(f"{outcome.done} new results in {out}; look at them: invdiff report {shlex.quote(out)}")

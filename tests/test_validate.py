@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -222,6 +222,7 @@ class Oracle(Solver):
     """Draws from the posterior itself, stretched by `factor`; `particles` at a time."""
 
     name = "oracle"
+    consistent: ClassVar[bool] = False  # its samples are of the posterior, and stay as they are
     factor: float = 1.0
     particles: int = 1
     posterior: Any = None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from invdiff.files.images import plain
 from invdiff.operator.contract import Shape
 
 PASS, FAIL, NOT_APPLICABLE = "pass", "fail", "n/a"
@@ -102,16 +102,6 @@ class Report:
             lines += [f"     cause: {line.cause}"] if line.cause else []
             lines += [f"     {frame}" for frame in line.where]
         return "\n".join([*lines, self.summary])
-
-
-def plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
 
 
 def by(shape: Shape) -> str:

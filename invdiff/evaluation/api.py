@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from invdiff.errors import UsageError
-from invdiff.evaluation import fid as sets
+from invdiff.evaluation import cells as whole
 from invdiff.evaluation.datasets import DataSet
 from invdiff.evaluation.plan import make_plan
 from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.runner import evaluate as run
-from invdiff.evaluation.simulating import simulate
 from invdiff.evaluation.store import Run, Store, load
 from invdiff.evaluation.suite import Suite, grid_cells, listed, read_suite
 from invdiff.evaluation.summary import Summary, summaries
@@ -144,10 +143,9 @@ def evaluate(
     with tempfile.TemporaryDirectory() as temporary:
         store = Store(temporary if out is None else out)
         held = store.open(plan.record(_command(data, out)), force)
-        kept = None if sets.wanted(plan) else 0 if out is None else 4
+        kept = None if whole.needs_all_pictures(plan) else 0 if out is None else 4
         run(plan, store, held, batch_size=batch_size, limit=limit, pictures=kept)
-        sets.measure(plan, store)
-        simulate(plan, store, batch_size=batch_size)
+        whole.finish(plan, store, batch_size=batch_size)
         return Evaluation(load(store.folder))
 
 
@@ -162,7 +160,7 @@ def _tensors(data: Any) -> tuple[torch.Tensor, ...]:
     return tuple(data)
 
 
-def _text(item: Any, kind: type, objects: dict[str, Any]) -> str:
+def _text(item: Any, kind: Any, objects: dict[str, Any]) -> str:
     """The text of an item of a grid; an object, which is kept in `objects`, gets one that stands for it in the cells."""
     if isinstance(item, str):
         return item

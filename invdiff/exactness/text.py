@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from invdiff.exactness.measures import LIMIT, MEASURES, REPEATS, Score, significant
-from invdiff.exactness.problems import FAMILIES, GAUSSIAN, MIXTURE, TOYS, Case
+from invdiff.exactness.problems import FAMILIES, GAUSSIAN, MIXTURE, TOYS
 from invdiff.exactness.running import EXACT, SCORE, Measured, Row
 from invdiff.files.pages.tables import BEST, OFF, Block, Column, Entry, Line, Table, plain
 
@@ -152,37 +152,28 @@ def _median(values: Sequence[float]) -> Entry:
 
 
 def record(measured: Sequence[Measured], skipped: Sequence[tuple[str, str]], about: dict[str, Any]) -> dict[str, Any]:
-    """Everything as plain data. about: what the command was; skipped: operators and why."""
-    return {
-        **about,
-        "measures": dict(MEASURES),
-        "limit": LIMIT,
-        "exact_sets": REPEATS,
-        "cases": [
-            {
-                **_case(part.case),
-                "dimension": part.yardsticks[0].problem.size,
-                "sigma_y": [yardstick.problem.problem.sigma_y for yardstick in part.yardsticks],
-                "directions": {name: basis.shape[1] for name, basis in part.yardsticks[0].directions.items()},
-                "solvers": [_row(row) for row in part.rows],
-            }
-            for part in measured
-        ],
-        "skipped": [{"name": name, "reason": reason} for name, reason in skipped],
-    }
+    """Everything as plain data. skipped: operators left out, with the reason; about: command, seed, versions."""
+    facts = {"measures": dict(MEASURES), "limit": LIMIT, "exact_sets": REPEATS, "cases": list(map(_case, measured))}
+    return {**about, **facts, "skipped": [{"name": name, "reason": reason} for name, reason in skipped]}
 
 
-def _case(case: Case) -> dict[str, Any]:
+def _case(part: Measured) -> dict[str, Any]:
+    case = part.case
     return {
         "family": case.family,
         "label": case.label,
         "operator": case.operator.settings(),
         "steps": case.steps,
         "samples": case.samples,
+        "dimension": part.yardsticks[0].problem.size,
+        "sigma_y": [yardstick.problem.problem.sigma_y for yardstick in part.yardsticks],
+        "directions": {name: basis.shape[1] for name, basis in part.yardsticks[0].directions.items()},
+        "solvers": list(map(_row, part.rows)),
     }
 
 
 def _row(row: Row) -> dict[str, Any]:
+    names = {"value": "value", "exact_samples": "floor", "standard_error": "error", "standard_errors_off": "deviation"}
     return {
         "solver": row.solver,
         "settings": row.settings,
@@ -191,14 +182,6 @@ def _row(row: Row) -> dict[str, Any]:
         "calls": row.calls,
         "population": row.population,
         "seconds": round(row.seconds, 3),
-        "scores": {
-            name: {
-                "value": score.value,
-                "exact_samples": score.floor,
-                "standard_error": score.error,
-                "standard_errors_off": score.deviation,
-            }
-            for name, score in row.scores.items()
-        },
+        "scores": {name: {k: getattr(score, v) for k, v in names.items()} for name, score in row.scores.items()},
         "each_problem": row.each,
     }

@@ -194,20 +194,21 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
     Tuples, paths, NumPy and torch scalars and arrays are converted. JSON has no infinity (the PSNR of equal images) and
     no NaN: they are written as the strings "inf", "-inf" and "nan", which float() reads back.
     """
-    text = json.dumps(_plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Plain data for JSON, as `write_json` describes."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "tolist"):  # NumPy and torch, scalars and arrays
-        return _plain(value.tolist())
+        return plain(value.tolist())
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -106,7 +106,8 @@ def distances(name: str, x: torch.Tensor, truth: torch.Tensor, *, eight_bit: boo
         raise UsageError(
             f"{name} needs images of at least {SMALLEST} x {SMALLEST} pixels, got {x.shape[-2]} x {x.shape[-1]}"
         )
-    measure = _network(name, x.device)
+    _require(name)
+    measure = _load(name, x.device, KINDS[name].file)
     with torch.no_grad():
         pairs = zip(_colour(x, eight_bit).split(1), _colour(truth, eight_bit).split(1), strict=True)
         return torch.stack([measure(*pair).reshape(()) for pair in pairs])
@@ -149,11 +150,6 @@ def _colour(images: torch.Tensor, eight_bit: bool) -> torch.Tensor:
 def _require(name: str) -> None:
     if reason := missing(name):
         raise InvdiffError(f"{KINDS[name].title} is not available: {reason}")
-
-
-def _network(name: str, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    _require(name)
-    return _load(name, device, KINDS[name].file)
 
 
 @lru_cache(maxsize=4)
