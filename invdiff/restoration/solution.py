@@ -68,13 +68,11 @@ class Solution:
     @property
     def misfit(self) -> str:
         """A sentence that says so where A x misses y by more than NOT_FITTED times the noise; else nothing."""
-        worst = float(self.residual.max())
-        if not worst > NOT_FITTED:
+        if not float(self.residual.max()) > NOT_FITTED:
             return ""
         return (
-            f"{self.solver['name']}: the measurement is not fitted: A x misses y by {worst:.3g} times what the noise "
-            f"explains (residual; sigma_y {self.sigma_y:.3g}): take more steps or another solver, and check that the "
-            "operator and the noise level are those of the measurement"
+            f"{self.solver['name']}: the measurement is not fitted, its residual is above {NOT_FITTED:g} (1 where the noise "
+            "explains it): take more steps or another solver, and check the operator and the noise level"
         )
 
     def provenance(self, image: int = 0) -> dict[str, Any]:
