@@ -149,7 +149,7 @@ def solver_table(runs: list[SolverTime], precision: str) -> str:
 
 
 def meaning(calls: list[CallTime], runs: list[SolverTime], fastest: str, compilation: CompileTime | None) -> list[str]:
-    """The numbers in words."""
+    """What the numbers mean, in sentences."""
     lines = []
     for run in runs:
         seconds = run.seconds / run.calls * CALLS
@@ -161,10 +161,6 @@ def meaning(calls: list[CallTime], runs: list[SolverTime], fastest: str, compila
         slowest = min(calls[-1].speedup, key=lambda name: calls[-1].speedup[name])
         gain = calls[-1].speedup[fastest] / calls[-1].speedup[slowest]
         lines.append(f"--precision {fastest} is the fastest here, {gain:.1f} times as fast as {slowest}.")
-    single, several = calls[-1], [row for row in calls if row.size == calls[-1].size and row.batch == 1]
-    if several and single.batch > 1:
-        gain = several[0].seconds[fastest] * single.batch / single.seconds[fastest]
-        lines.append(f"{single.batch} images in one call go {gain:.2f} times as fast as one by one (--batch-size).")
     if compilation is not None:
         pays = "never pays" if compilation.pays_after is None else f"pays after {compilation.pays_after:,} calls"
         lines.append(

@@ -86,9 +86,9 @@ def elbo(
 ) -> None:
     """The variational bound of a prior on images, in bits per dimension: fewer is better.
 
-    PRIOR: a shipped name, a diffusers folder or a Hugging Face id (default: natural). The bound is L_T, what the last
-    noise level still tells of the image, plus the sum of L_t over the steps, plus L_0, the last step to the pixels. The
-    two errors say how far the mean may be off for other images of the same kind, and with other random numbers.
+    PRIOR: a shipped name, a diffusers folder or a Hugging Face id (default: natural). The bound is L_T, the information
+    about the image left at the last noise level, plus the sum of L_t over the steps, plus L_0, the last step to the pixels.
+    The two errors estimate how much the mean would change for other images of the same kind, and with other random numbers.
     """
     from tqdm import tqdm
 
@@ -141,7 +141,7 @@ def elbo(
 
 
 def _read(paths: Sequence[Path], crop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
-    """The images, cropped, and what the record says about their files."""
+    """The images, cropped, and the descriptions of their files for the record."""
     from invdiff.files.images import read_image
 
     images, inputs = [], []

@@ -1,4 +1,4 @@
-"""`invdiff report`: a page with everything that an evaluation measured, or two evaluations side by side."""
+"""`invdiff report`: a page with the results of an evaluation, or the comparison of two evaluations."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def tune(
     """Search for settings of a solver that restore better than its defaults.
 
     The pictures are degraded once, and every trial restores them with the same random numbers; poor trials stop after a few
-    pictures. From eight pictures on, a quarter is held back from the search. The preset holds the best settings if they
+    pictures. Of eight pictures or more, a quarter is held back from the search. The preset holds the best settings if they
     beat the defaults on both parts, and otherwise the defaults, with `better: false`.
 
     Every trial is kept in FILE.journal: after Ctrl-C the same command goes on, and with more --trials it goes further.
@@ -165,7 +165,7 @@ def _target(out: str, overwrite: bool) -> Path:
 
 
 def _line(trial: Trial, best: Trial | None, trials: int) -> str:
-    """One trial: "12/50  +0.123 on 6 images  lam=0.43, zeta=0.8"."""
+    """The line of one trial: "12/50  +0.123 on 6 images  lam=0.43, zeta=0.8"."""
     said = ", ".join(f"{key}={value}" for key, value in trial.settings.items())
     if trial.state == "impossible":
         told = f"impossible: {trial.error}"
@@ -176,7 +176,7 @@ def _line(trial: Trial, best: Trial | None, trials: int) -> str:
 
 
 def _report(result: Outcome) -> str:
-    """Both settings, image by image."""
+    """The scores of the defaults and of the tuned settings, image by image."""
     unit = {"psnr": "PSNR, dB", "ssim": "SSIM", "crps": "CRPS, less is better"}[result.judge.metric]
     lines = ["", f"default: {result.solver.spec}", f"tuned:   {result.tuned.spec}", ""]
     parts: list[tuple[str, Part]] = [("searched on", result.searched)]
@@ -197,9 +197,9 @@ def _report(result: Outcome) -> str:
     if result.found.best is None:
         lines.append("\nNo trial beat the defaults: the preset holds the defaults (better: false).")
     elif not result.better:
-        lines.append("\nThe gain is gone on the pictures held back: the preset holds the defaults (better: false).")
+        lines.append("\nNo gain on the pictures held back: the preset holds the defaults (better: false).")
     elif result.held_back is None:
         lines.append(
-            "\nToo few pictures to hold some back: the gain is measured where it was searched, and is too large."
+            "\nToo few pictures to hold some back: the gain is measured on the pictures searched on, and is too large."
         )
     return "\n".join(lines)

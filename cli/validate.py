@@ -72,9 +72,9 @@ def validate(
 ) -> None:
     """Compare the solvers' samples with posteriors that are known in closed form.
 
-    The priors are Gaussians and Gaussian mixtures, whose E[x_0 | x] and whose posterior are exact, so that what is measured
-    is the solver alone: the error of its mean and covariance, its distance to exact samples beside the distance between two
-    exact sets, and the coverage of its intervals. No network, no claims: every verdict is measured.
+    The priors are Gaussians and Gaussian mixtures, whose E[x_0 | x] and posterior are exact, so that only the solver is
+    tested: the error of its mean and covariance, its distance to exact samples beside the distance between two exact sets,
+    and the coverage of its intervals. No network is used.
     """
     from tqdm import tqdm
 
