@@ -49,7 +49,7 @@ class Root(LazyGroup):
     def main(self, *args: Any, **options: Any) -> Any:
         options["standalone_mode"] = False
         options["prog_name"] = "invdiff"
-        self.debug = os.environ.get("INVDIFF_DEBUG", "").lower() not in ("", "0", "false", "no", "off")
+        self.debug: bool = os.environ.get("INVDIFF_DEBUG", "").lower() not in ("", "0", "false", "no", "off")
         for name, value in QUIET.items():
             os.environ.setdefault(name, value)
         limit_threads()

@@ -50,7 +50,7 @@ class LazyGroup(Command, click.Group):
 
     def __init__(self, *args: Any, commands: Mapping[str, str], **options: Any) -> None:
         super().__init__(*args, **options)
-        self.targets = dict(commands)
+        self.targets: dict[str, str] = dict(commands)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.targets)
@@ -77,6 +77,9 @@ class Parsed(click.ParamType):
 
     joints: what stands between the parts of a value that is a tuple, outermost first.
     """
+
+    joints: str
+    wanted: str
 
     def __init__(self, name: str, read: Callable[[str], Any], wanted: str, joints: str = "") -> None:
         self.name, self.read, self.wanted, self.joints = name, read, wanted, joints

@@ -15,6 +15,11 @@ class Progress:
     """Takes the facts of every step, and the log of the training, to stderr. silent: errors only, for all processes of a
     training but the main one."""
 
+    quiet: bool
+    silent: bool
+    fraction: float
+    step: int
+
     def __init__(self, quiet: bool, silent: bool = False) -> None:
         self.quiet, self.silent = quiet or silent, silent
         self.fraction, self.step = 0.0, 0

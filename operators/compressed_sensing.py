@@ -26,13 +26,15 @@ class Scrambled:
     """y = m W P D x for one image size, on each channel: random signs D, a random permutation P, the Walsh-Hadamard
     transform W of all pixels of the channel, and a mask m of round(keep n) of the n = H W coefficients."""
 
+    size: tuple[int, int]
+
     def __init__(self, size: tuple[int, int], keep: float, seed: int) -> None:
         self.size, n = size, math.prod(size)
         draw = np.random.default_rng([seed, *size])
-        self.signs = Constant(torch.from_numpy(draw.choice([-1.0, 1.0], n)))
-        self.order = torch.from_numpy(draw.permutation(n))
-        self.back = torch.argsort(self.order)
-        self.mask = Constant(random_mask(seed, keep, (1, *size)))
+        self.signs: Constant = Constant(torch.from_numpy(draw.choice([-1.0, 1.0], n)))
+        self.order: torch.Tensor = torch.from_numpy(draw.permutation(n))
+        self.back: torch.Tensor = torch.argsort(self.order)
+        self.mask: Constant = Constant(random_mask(seed, keep, (1, *size)))
 
     def _V_adjoint(self, x: torch.Tensor) -> torch.Tensor:
         u = working(x).flatten(-2)
@@ -60,6 +62,12 @@ class Blocks:
     Rows of M: independent N(0, I / n), orthonormalised (QR) if asked. y_b stands in the first m places of its block.
     """
 
+    block: tuple[int, int]
+    grid: tuple[int, int]
+    s: torch.Tensor
+    left: Constant | None
+    right: Constant
+
     def __init__(
         self, size: tuple[int, int], block: tuple[int, int], keep: float, seed: int, orthonormal: bool
     ) -> None:
@@ -76,7 +84,7 @@ class Blocks:
         self.left, self.right = left, Constant(right)
         places = torch.zeros(n, dtype=torch.float64)
         places[:m] = 1
-        self.mask = Constant(places.reshape(block).repeat(self.grid)[None])
+        self.mask: Constant = Constant(places.reshape(block).repeat(self.grid)[None])
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """(B, C, H, W) -> (B, C, blocks down, blocks across, n)"""

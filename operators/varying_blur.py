@@ -134,6 +134,9 @@ class TiledFilter(PaddedFilter):
     """The filter for images of one size. Each kernel sees only the part of the padded image that its tile of y needs, all
     parts having one size: together they cover four images, whatever the number of tiles."""
 
+    kernel: tuple[int, int]
+    tile: list[int]
+
     def __init__(self, kernels: np.ndarray, mean: Stencil, height: int, width: int, boundary: str) -> None:
         super().__init__(mean, height, width, boundary)
         (rows, columns), self.kernel = kernels.shape[:2], mean.size
@@ -144,19 +147,19 @@ class TiledFilter(PaddedFilter):
             tile = int(max(last - first + 1 for first, last in spans))
             starts.append([min(int(first), size - tile) for first, _ in spans])
             self.tile.append(tile)
-        self.corners = [(top, left) for top in starts[0] for left in starts[1]]
+        self.corners: list[tuple[int, int]] = [(top, left) for top in starts[0] for left in starts[1]]
         cut = [
             np.stack([row[start : start + tile] for row, start in zip(hat, begins, strict=True)])
             for hat, begins, tile in zip(weights, starts, self.tile, strict=True)
         ]
         w = cut[0][:, None, :, None] * cut[1][None, :, None, :]
-        self.w = Constant(torch.from_numpy(w.reshape(-1, *self.tile)))
-        self.part = [tile + kernel - 1 for tile, kernel in zip(self.tile, self.kernel, strict=True)]
-        self.grid = (fast_length(self.part[0]), fast_length(self.part[1]))
-        self.root = Constant(self.w.table.sqrt())
+        self.w: Constant = Constant(torch.from_numpy(w.reshape(-1, *self.tile)))
+        self.part: list[int] = [tile + kernel - 1 for tile, kernel in zip(self.tile, self.kernel, strict=True)]
+        self.grid: tuple[int, int] = (fast_length(self.part[0]), fast_length(self.part[1]))
+        self.root: Constant = Constant(self.w.table.sqrt())
         half = self.tile[1] // 2 + 1
         responses = [transfer_function(convolution(k), *self.tile) for k in kernels.reshape(-1, *self.kernel)]
-        self.power = Constant(torch.stack([H[:, :half].abs() ** 2 for H in responses]))
+        self.power: Constant = Constant(torch.stack([H[:, :half].abs() ** 2 for H in responses]))
         planes = torch.from_numpy(kernels[..., ::-1, ::-1].reshape(-1, *self.kernel).copy())
         self.K = Constant(torch.fft.rfft2(planes, s=self.grid))
 

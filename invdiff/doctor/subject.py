@@ -33,6 +33,9 @@ class Subject:
     """The operator for images of one shape on one device. Every map gets a copy, so that one that writes into its input
     spoils only the check that looks for it. Computes in float64, in float32 if A refuses float64."""
 
+    device: torch.device
+    operator: Operator
+
     def __init__(self, operator: Operator, shape: Shape, device: torch.device) -> None:
         self.operator, self.shape, self.device = operator, shape, device
 

@@ -19,7 +19,7 @@ class Album:
     """Writes 8-bit PNGs below RUN/pictures. count: of the first so many images of each data set, None for all of them."""
 
     def __init__(self, folder: Path, plan: Plan, count: int | None) -> None:
-        self.folder = folder / "pictures"
+        self.folder: Path = folder / "pictures"
         self._kept = {task.data.name: {source.key for source in task.sources[:count]} for task in plan.tasks}
 
     def add(self, task: Task, key: str, solution: Solution, truth: torch.Tensor, y: torch.Tensor, row: int) -> None:

@@ -121,7 +121,7 @@ class Store:
     """A folder that results are appended to."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
 
     def open(self, record: Line, force: bool = False) -> Run:
         """Begin a run or go on with one, and return what it holds already.

@@ -76,18 +76,23 @@ class Yardstick:
     problem: its posterior is the truth. count: how many samples are compared. seed: of the exact samples.
     """
 
+    count: int
+    problem: ExactProblem
+    seed: int
+    slices: torch.Tensor
+
     def __init__(self, problem: ExactProblem, count: int, seed: int, repeats: int = REPEATS) -> None:
         posterior = problem.posterior
         self.problem, self.count, self.seed = problem, count, seed
-        self.mean = posterior.mean().flatten()
-        self.covariance = posterior.covariance()
-        self.std = self.covariance.diagonal().sqrt()
-        self.directions = problem.directions()
+        self.mean: torch.Tensor = posterior.mean().flatten()
+        self.covariance: torch.Tensor = posterior.covariance()
+        self.std: torch.Tensor = self.covariance.diagonal().sqrt()
+        self.directions: dict[str, torch.Tensor] = problem.directions()
         self.slices = torch.randn(problem.size, SLICES, generator=self._generator("slices"), dtype=torch.float64)
-        self.reference = self.exact("reference")
+        self.reference: torch.Tensor = self.exact("reference")
         null = [self.values(self.exact(f"floor {k}")) for k in range(repeats)]
-        self.floor = {name: sum(scores[name] for scores in null) / repeats for name in null[0]}
-        self.error = {
+        self.floor: dict[str, float] = {name: sum(scores[name] for scores in null) / repeats for name in null[0]}
+        self.error: dict[str, float] = {
             name: math.sqrt(sum((scores[name] - self.floor[name]) ** 2 for scores in null) / (repeats - 1))
             for name in null[0]
         }

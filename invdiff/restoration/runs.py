@@ -40,6 +40,13 @@ def residuals(problem: Problem, samples: torch.Tensor, device: torch.device, siz
 class Runs:
     """Runs of a solver on every image of a problem, in batches of `size`, or less where the memory does not suffice."""
 
+    keys: Sequence[str | int]
+    size: int
+    prior: Prior
+    problem: Problem
+    seed: int
+    solver: Solver
+
     def __init__(
         self, problem: Problem, prior: Prior, solver: Solver, seed: int, keys: Sequence[str | int], size: int
     ) -> None:

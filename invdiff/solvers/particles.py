@@ -72,6 +72,10 @@ class View:
 class ParticleNoise:
     """The random numbers of a population: N of each kind for every row, flattened to (B N, ...)."""
 
+    noise: Draws
+    particles: int
+    shape: tuple[int, ...]
+
     def __init__(self, noise: Draws, particles: int, shape: Shape) -> None:
         self.noise, self.particles, self.shape = noise, particles, tuple(shape)
 

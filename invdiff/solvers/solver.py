@@ -255,6 +255,9 @@ class Solver(Method):
 class ConditionalPrior(WrappedPrior):
     """p(x_0 | y) as a prior: its denoiser is a correction's E[x_0 | x, y]. Remembers what it answered last."""
 
+    clean: torch.Tensor
+    mean: torch.Tensor
+
     def __init__(self, prior: Prior, correction: Correction) -> None:
         super().__init__(prior)
         self.correction = correction

@@ -52,7 +52,7 @@ class Processes:
         # Set here, and not above, where the environment of a launcher would win over the recipe.
         self.accelerator.gradient_accumulation_steps = accumulate
         # Not its "cpu:0": to torch that is another device than "cpu", and moving a network there copies its weights.
-        self.device = torch.device("cpu") if device.type == "cpu" else self.accelerator.device
+        self.device: torch.device = torch.device("cpu") if device.type == "cpu" else self.accelerator.device
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
         self.main = self.rank == 0
 

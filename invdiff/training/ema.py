@@ -14,10 +14,12 @@ class Averages:
     """avg <- d avg + (1 - d) weights after every step, for each decay; d = min(decay, (1 + step) / (10 + step)), so that
     early averages forget the start."""
 
+    modules: dict[float, torch.nn.Module]
+
     def __init__(self, network: torch.nn.Module, decays: tuple[float, ...]) -> None:
         self.modules = {decay: copy.deepcopy(network).eval().requires_grad_(False) for decay in decays}
         self._parameters = {decay: list(module.parameters()) for decay, module in self.modules.items()}
-        self.best = decays[0]
+        self.best: float = decays[0]
         """The decay whose average denoised best at the last validation: the one to export."""
 
     @property

@@ -37,7 +37,7 @@ from invdiff.training.statistics import image_statistics
 from invdiff.training.utilisation import Utilisation
 from invdiff.training.watch.watch import PictureSettings, Watch
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 def train(

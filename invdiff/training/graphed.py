@@ -17,7 +17,7 @@ from invdiff.errors import first_line
 from invdiff.machine.memory import for_want_of_memory
 from invdiff.priors.gpu.cuda_network import capturing
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 Results = tuple[torch.Tensor, torch.Tensor]
 Function = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Results]

@@ -36,6 +36,19 @@ class Leader:
     report: takes the facts of every step, for a progress bar.
     """
 
+    config: TrainingConfig
+    out: Path
+    state: TrainingState
+    budget: Budget
+    provenance: Provenance
+    report: Callable[[dict[str, Any]], None] | None
+    watch: Watch
+    images: Sequence[torch.Tensor]
+    precision: torch.dtype
+    statistics: GaussianImages | None
+    first: int
+    validated: int
+
     def __init__(
         self,
         config: TrainingConfig,
@@ -55,8 +68,8 @@ class Leader:
         self.budget, self.watch, self.provenance, self.report = budget, watch, provenance, report
         self.images, self.statistics, self.precision = images, statistics, precision
         self.utilisation = utilisation
-        self.schedule = Schedule.named(config.schedule, config.schedule_steps)
-        self.first = self.validated = state.step
+        self.schedule: Schedule = Schedule.named(config.schedule, config.schedule_steps)
+        self.first, self.validated = state.step, state.step
         """Steps at which this session began, and at which it validated last."""
         self.saved: int | None = state.step or None
         """Step of the checkpoint on the disk."""

@@ -24,7 +24,7 @@ from invdiff.training.graphed import GraphedGradients
 from invdiff.training.objective import Draws, Objective, draw
 from invdiff.training.optimizers import MuonWithAdamW, set_rate
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,11 @@ class Outcome:
 
 class Learner:
     """Moves the weights of a training state."""
+
+    config: TrainingConfig
+    objective: Objective
+    processes: Processes
+    state: TrainingState
 
     def __init__(
         self, config: TrainingConfig, state: TrainingState, objective: Objective, processes: Processes

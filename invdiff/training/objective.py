@@ -87,8 +87,8 @@ class LevelUncertainty(torch.nn.Module):
     u is a layer on random Fourier features: a cosine series needs no random numbers and is as flexible. Starts at zero.
     """
 
-    terms = 16
-    speed = 32.0
+    terms: int = 16
+    speed: float = 32.0
     """How many times faster than the network's weights the c_k move: u has to follow the loss down by a factor of a
     hundred in the first few hundred steps, and Adam moves a parameter by at most its learning rate a step."""
 
@@ -98,7 +98,7 @@ class LevelUncertainty(torch.nn.Module):
         place = (log_sigma - log_sigma[0]) / max(log_sigma[-1] - log_sigma[0], 1e-12)
         basis = torch.from_numpy(np.cos(np.pi * np.arange(self.terms) * place[:, None])).float()
         self.register_buffer("basis", basis, persistent=False)
-        self.coefficients = torch.nn.Parameter(torch.zeros(self.terms))
+        self.coefficients: torch.nn.Parameter = torch.nn.Parameter(torch.zeros(self.terms))
 
     def forward(self, t: torch.Tensor) -> torch.Tensor:
         """u(t), float32, for whole t (B,)."""
@@ -129,18 +129,18 @@ class Objective(torch.nn.Module):
         low_noise: float = 0.0,
     ) -> None:
         super().__init__()
-        self.prediction = check_prediction(prediction)
+        self.prediction: str = check_prediction(prediction)
         self.weighting = weighting
         weight = weights(weighting, schedule, gamma=gamma, sigma_data=sigma_data)
         probabilities = level_probabilities(len(schedule), low_noise)
-        self.scale = normalisation(weighting, schedule, probabilities, gamma=gamma, sigma_data=sigma_data)
+        self.scale: float = normalisation(weighting, schedule, probabilities, gamma=gamma, sigma_data=sigma_data)
         """c, the normalisation."""
         snr, abar = schedule.snr, schedule.alphas_bar
         native = {"epsilon": snr, "sample": np.ones_like(snr), "v_prediction": snr + 1}[prediction]
         rows = [np.sqrt(abar), np.sqrt(1 - abar), self.scale * weight / native, snr / native]
         self._exact = torch.from_numpy(np.stack(rows))  # float64, which not every device has: moved when asked for
         self._tables: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        self.uncertainty = LevelUncertainty(schedule) if weighting == "uncertainty" else None
+        self.uncertainty: LevelUncertainty | None = LevelUncertainty(schedule) if weighting == "uncertainty" else None
 
     def _rows(self, t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """sqrt(abar_t), sqrt(1 - abar_t), and the factors from the output's error to the loss and to the noise's: (4, B)."""

@@ -59,25 +59,27 @@ class MuonWithAdamW(torch.optim.Optimizer):
     the memory of the weights.
     """
 
+    views: list[torch.nn.Parameter]
+
     def __init__(
         self,
         matrices: Sequence[torch.nn.Parameter],
         others: Sequence[list[torch.nn.Parameter]],
         config: TrainingConfig,
     ) -> None:
-        self.weights = list(matrices)
+        self.weights: list[torch.nn.Parameter] = list(matrices)
         self.views = [torch.nn.Parameter(weight.data.view(len(weight), -1)) for weight in matrices]
-        self.muon = torch.optim.Muon(
+        self.muon: torch.optim.Muon = torch.optim.Muon(
             self.views, lr=config.muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        self.adamw = adamw(others, config)
+        self.adamw: torch.optim.AdamW = adamw(others, config)
         super().__init__([*self.muon.param_groups, *self.adamw.param_groups], {})
         self._share_groups()
         self._together = BatchedStep(self.muon)
 
     def _share_groups(self) -> None:
         """The groups of this optimiser are those of its two parts: what sets the one sets the other."""
-        self.param_groups = [*self.muon.param_groups, *self.adamw.param_groups]
+        self.param_groups: list[dict[str, Any]] = [*self.muon.param_groups, *self.adamw.param_groups]
 
     def share_gradients(self) -> None:
         """Give the matrices the weights' memory and gradients, without a copy. Call after backward, before the gradients
@@ -110,6 +112,10 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
 class Budget:
     """How far a training has come: seconds of work, those before a resume included, and the share of what it may use."""
+
+    before: float
+    config: TrainingConfig
+    started: float
 
     def __init__(self, config: TrainingConfig, seconds: float = 0.0) -> None:
         self.config, self.before, self.started = config, seconds, time.monotonic()

@@ -18,11 +18,15 @@ class Circulant:
     channels, real part first. support: 1 where A sees a pixel at all, (H, W); None: everywhere.
     """
 
+    pairs: bool
+    size: tuple[int, ...]
+    response: Constant
+
     def __init__(self, response: torch.Tensor, *, pairs: bool = False, support: torch.Tensor | None = None) -> None:
         response = response.clamp(min=0) + FLOOR * response.max()
         self.pairs, self.size = pairs, tuple(response.shape)
         self.response = Constant(response if pairs else response[:, : response.shape[1] // 2 + 1].contiguous())
-        self.support = None if support is None or bool(support.all()) else Constant(support.double())
+        self.support: Constant | None = None if support is None or bool(support.all()) else Constant(support.double())
 
     def inverse(self, a: float, b: float, r: torch.Tensor) -> torch.Tensor:
         """(a A^T A + b I)^-1 r, nearly; symmetric and positive, r (B, C, H, W). A pixel that A does not see is r / b."""

@@ -48,9 +48,9 @@ class Cosines:
         scale = torch.full((size // 2 + 1,), math.sqrt(2 / size), dtype=torch.float64)
         scale[0] = math.sqrt(1 / size)
         # X_k = Re P_k and X_(N-k) = -Im P_k with P_k = scale e^(-i pi k / 2N) FFT(even entries, odd ones backwards)_k.
-        self.twiddle = Constant(torch.polar(scale, -math.pi * k / (2 * size)))
+        self.twiddle: Constant = Constant(torch.polar(scale, -math.pi * k / (2 * size)))
         back = torch.polar(1 / scale, math.pi * k / (2 * size))
-        self.untwiddle = Constant(back)
+        self.untwiddle: Constant = Constant(back)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return in_strips(self._forward, x)
@@ -86,10 +86,13 @@ def cosine_response(stencil: Stencil, height: int, width: int) -> torch.Tensor:
 class CosineFilter:
     """The filter for images of one size. r: its response (height, width)."""
 
+    columns: Cosines
+    rows: Cosines
+
     def __init__(self, r: torch.Tensor) -> None:
         height, width = r.shape
-        self.response = Constant(r)
-        self.signs = Constant(torch.where(self.response.table < 0, -1.0, 1.0).to(torch.int8))
+        self.response: Constant = Constant(r)
+        self.signs: Constant = Constant(torch.where(self.response.table < 0, -1.0, 1.0).to(torch.int8))
         self.rows, self.columns = Cosines(height), Cosines(width)
 
     @property

@@ -47,17 +47,20 @@ def transfer_function(stencil: Stencil, height: int, width: int) -> torch.Tensor
 class CircularFilter:
     """The filter for images of one size. H: its transfer function (height, width), both multiples of the factor."""
 
+    factor: int
+    size: tuple[int, int]
+
     def __init__(self, H: torch.Tensor, factor: int = 1) -> None:
         height, width = H.shape
         self.size, self.factor = (height, width), factor
-        self.low = (height // factor, width // factor)
+        self.low: tuple[int, int] = (height // factor, width // factor)
         half = width // 2 + 1
         power = self._fold(H.abs() ** 2)
         s = power.sqrt()
         s = torch.where(s > ROUNDING * s.max(), s, torch.zeros_like(s))
         self.singular_values = s
         self.H = Constant(H[:, :half].contiguous())
-        self.power = Constant(power[:, : self.low[1] // 2 + 1].contiguous())
+        self.power: Constant = Constant(power[:, : self.low[1] // 2 + 1].contiguous())
         self._response = H
 
     @cached_property

@@ -31,17 +31,22 @@ def fast_length(size: int) -> int:
 class PaddedFilter:
     """The filter for images of one size (height, width)."""
 
+    boundary: str
+    size: tuple[int, int]
+    columns: torch.Tensor
+    rows: torch.Tensor
+
     def __init__(self, stencil: Stencil, height: int, width: int, boundary: str) -> None:
         kernel_height, kernel_width = stencil.size
         self.size, self.boundary = (height, width), boundary
         if boundary == "valid":
-            self.padded = (height, width)
-            self.origin = (0, 0)
+            self.padded: tuple[int, int] = (height, width)
+            self.origin: tuple[int, int] = (0, 0)
         else:
             self.padded = (height + kernel_height - 1, width + kernel_width - 1)
             self.origin = (-stencil.start[0], -stencil.start[1])
-        self.out = (self.padded[0] - kernel_height + 1, self.padded[1] - kernel_width + 1)
-        self.grid = (fast_length(self.padded[0]), fast_length(self.padded[1]))
+        self.out: tuple[int, int] = (self.padded[0] - kernel_height + 1, self.padded[1] - kernel_width + 1)
+        self.grid: tuple[int, int] = (fast_length(self.padded[0]), fast_length(self.padded[1]))
         # On a grid at least as large as the padded image the first `out` entries do not wrap around.
         self.K = Constant(torch.fft.rfft2(torch.from_numpy(stencil.plane), s=self.grid))
         self.rows, self.columns = (

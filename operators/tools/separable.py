@@ -45,7 +45,7 @@ class Axis:
     """One dimension: its matrix (h, H) = U diag(s) V^T."""
 
     def __init__(self, matrix: np.ndarray) -> None:
-        self.matrix = Constant(torch.from_numpy(matrix))
+        self.matrix: Constant = Constant(torch.from_numpy(matrix))
 
     @cached_property
     def factors(self) -> Factors:
@@ -56,6 +56,9 @@ class Axis:
 
 class SeparableFilter:
     """The filter for images of one size."""
+
+    columns: Axis
+    rows: Axis
 
     def __init__(self, rows: Axis, columns: Axis) -> None:
         self.rows, self.columns = rows, columns

@@ -15,7 +15,7 @@ from invdiff.machine.memory import free_memory
 from invdiff.machine.threads import local_processes
 from invdiff.training.data.room import free_disk
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 SHARE = 0.5  # of what is free: the training, its checkpoints and other programs need the rest
 SEGMENT = 2**30
@@ -26,13 +26,16 @@ class Cache:
     """Keeps arrays, in memory while there is room for them and then in one temporary file without a name, which the
     system reads back as needed and removes even if the process is killed. Thread-safe."""
 
+    in_memory: int
+    on_disk: int
+
     def __init__(self, memory: int | None = None, disk: int | None = None, folder: str | Path | None = None) -> None:
         """Budgets in bytes (default: half of what is free, shared by the processes of a training); `folder` holds the
         file (default: the temporary folder)."""
-        self.folder = Path(tempfile.gettempdir() if folder is None else folder)
+        self.folder: Path = Path(tempfile.gettempdir() if folder is None else folder)
         share = SHARE / local_processes()
-        self.memory = int(share * free_memory()) if memory is None else memory
-        self.disk = int(share * free_disk(self.folder)) if disk is None else disk
+        self.memory: int = int(share * free_memory()) if memory is None else memory
+        self.disk: int = int(share * free_disk(self.folder)) if disk is None else disk
         self.in_memory = self.on_disk = 0
         self._lock = threading.Lock()
         self._file: IO[bytes] | None = None

@@ -17,7 +17,7 @@ from invdiff.training.data.shards import expand, tar_entries
 
 __all__ = ["Entry", "find_entries"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 ARCHIVES = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".zip")
 TABLES = (".parquet", ".arrow")

@@ -21,7 +21,7 @@ from invdiff.training.data.entry import Entry
 
 __all__ = ["Photographs", "decode", "load"]
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BROKEN = -1
@@ -37,6 +37,9 @@ class TooSmall(ImageError):
 
 class Skipped:
     """Counts the images that cannot be used for `channels` channels, and why. Thread-safe."""
+
+    total: int
+    small: int
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -75,6 +78,9 @@ class Photographs:
     Large .npy files that need no conversion are mapped, not read; `workers` threads decode (default: one a core).
     """
 
+    channels: int
+    smallest: int
+
     def __init__(
         self,
         entries: Sequence[Entry],
@@ -84,12 +90,12 @@ class Photographs:
         cache: Cache | None = None,
         workers: int | None = None,
     ) -> None:
-        self.entries = list(entries)
+        self.entries: list[Entry] = list(entries)
         self.channels, self.smallest, self.value_range = channels, smallest, value_range
-        self.cache = Cache() if cache is None else cache
-        self.workers = cores() if workers is None else workers
+        self.cache: Cache = Cache() if cache is None else cache
+        self.workers: int = cores() if workers is None else workers
         self.broken: set[int] = set()
-        self.skipped = Skipped(channels)
+        self.skipped: Skipped = Skipped(channels)
         self.sides = np.zeros(len(self.entries), np.int32)  # the shorter one; 0: not decoded yet, BROKEN: left out
         self._kept: dict[int, np.ndarray] = {}
         self._keeping: set[int] = set()

@@ -15,15 +15,16 @@ import numpy as np
 import torch
 
 from invdiff.machine.memory import free_memory
+from invdiff.training.config import TrainingConfig
 from invdiff.training.data.crops import TURNS
 from invdiff.training.data.photographs import Photographs
-from invdiff.training.data.sampler import Plan
+from invdiff.training.data.sampler import CropSampler, Plan
 from invdiff.training.objective import Draws, timesteps
 
 if TYPE_CHECKING:
     from invdiff.training.learner import Feeder, MicroBatch
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 SHARE = 0.25
 """Share of the device's free memory that the images may take: the network needs the rest."""
@@ -37,6 +38,11 @@ class ResidentFeeder:
     All usable images have to be kept by the feeder's photographs, in 8 bits: see `fits`.
     """
 
+    config: TrainingConfig
+    device: torch.device
+    feeder: Feeder
+    sampler: CropSampler
+
     def __init__(self, feeder: Feeder, device: torch.device) -> None:
         self.feeder, self.sampler, self.config, self.device = feeder, feeder.sampler, feeder.config, device
         photographs = self.sampler.photographs
@@ -45,7 +51,7 @@ class ResidentFeeder:
         self.starts = np.zeros(count, np.int64)  # of an image's first pixel
         kept = [photographs.kept(index) for index in range(count)]
         pixels = sum(image.shape[0] * image.shape[1] for image in kept if image is not None)
-        self.pool = torch.empty((pixels, self.config.channels), dtype=torch.uint8, device=device)
+        self.pool: torch.Tensor = torch.empty((pixels, self.config.channels), dtype=torch.uint8, device=device)
         start = 0
         for index, image in enumerate(kept):
             if image is not None:

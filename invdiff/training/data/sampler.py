@@ -25,7 +25,7 @@ class Usable:
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config = config
-        self.skipped = Skipped(config.channels)
+        self.skipped: Skipped = Skipped(config.channels)
 
     def __call__(self, entry: Entry) -> bool:
         try:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from invdiff.errors import ImageError
 from invdiff.training.data.entry import Entry, is_image
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}")
 

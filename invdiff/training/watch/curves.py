@@ -74,6 +74,9 @@ class LevelAverages:
     so every error of one step counts the same, and a mean is unbiased from its first error on.
     """
 
+    counts: np.ndarray
+    sums: np.ndarray
+
     def __init__(self, schedule_steps: int) -> None:
         self.schedule_steps = schedule_steps
         # isqrt of whole numbers: the square root in floating point would put some edges into the wrong bin.
@@ -116,8 +119,10 @@ class History:
     points, in constant memory, and it does not depend on where the training was interrupted.
     """
 
+    width: int
+
     def __init__(self, limit: int = 512) -> None:
-        self.limit = limit - limit % 2
+        self.limit: int = limit - limit % 2
         self.width = 1
         self.points: list[list[float]] = []
         self._open = [0.0, 0.0, 0.0]  # steps in it, sum of their losses, sum of their learning rates

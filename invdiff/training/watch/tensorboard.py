@@ -34,7 +34,7 @@ class EventFile:
         seconds = int(time.time())
         earlier = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
         seconds = max([seconds, *(int(text) + 1 for text in earlier if text.isdigit())])
-        self.path = folder / f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}"
+        self.path: Path = folder / f"events.out.tfevents.{seconds:010d}.{socket.gethostname()}.{os.getpid()}"
         self._records = RecordWriter(self.path.open("xb"))
         self._write(file_version="brain.Event:2")
         log = self._event.SessionLog(status=self._event.SessionLog.START)

@@ -33,7 +33,7 @@ from invdiff.training.watch.plots import levels_figure, report_figure, report_ti
 from invdiff.training.watch.tensorboard import EventFile
 from invdiff.training.watch.validation import sample_picture
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 WINDOW = 10
 """Steps that one point of TensorBoard's training curves is the mean of."""
@@ -60,6 +60,14 @@ class Watch:
     Used as a context manager, or closed with `close`. Raises CheckpointError if log.csv cannot be read.
     """
 
+    history: History
+    levels: LevelAverages
+    config: TrainingConfig
+    drawing: PictureSettings | None
+    out: Path
+    by_level: Curves
+    curves: Curves
+
     def __init__(
         self,
         out: Path,
@@ -73,7 +81,7 @@ class Watch:
         self.out, self.config, self.drawing = Path(out), config, drawing
         self.curves, self.by_level = Curves(self.out / "log.csv", step), Curves(self.out / "levels.csv", step)
         self.history, self.levels = History(), LevelAverages(config.schedule_steps)
-        self.speed = Speed(config)
+        self.speed: Speed = Speed(config)
         self._start = self._step = self._last_drawn = self._last_shown = step
         self._seconds = 0.0
         self._lr = math.nan
