@@ -52,7 +52,7 @@ def repeated(option: str, name: str, metavar: str, help: str, kind: Any = None) 
     return click.option(option, name, metavar=metavar, type=kind, multiple=True, help=f"{help}; repeatable.")
 
 
-axis_options = options.together(
+axis_options: options.Decorator = options.together(
     repeated("--operator", "operators", "SPEC", "Forward operator A"),
     repeated("--noise", "noises", "SIGMA|SPEC", "Noise, as `degrade` takes it"),
     repeated("--solver", "solvers", "SPEC", "Solver, default auto"),
@@ -61,7 +61,7 @@ axis_options = options.together(
     repeated("--prior", "priors", "PRIOR", "As `restore` takes it, default natural"),
     repeated("--seed", "seeds", "N", "Seed of the noise and the samples, default 0", click.IntRange(min=0)),
 )
-score_options = options.together(
+score_options: options.Decorator = options.together(
     options.count("--samples", metavar="K", help="Posterior samples for each image, default 1."),
     click.option(
         "--calibration", is_flag=True, help="Also coverage, spread over error, CRPS and ranks; needs --samples."
@@ -84,7 +84,7 @@ score_options = options.together(
         help="Also lpips, lpips_vgg, dists or fid, where its weights are at hand; repeatable.",
     ),
 )
-work_options = options.together(
+work_options: options.Decorator = options.together(
     options.count("--limit", help="Only the first N images of each data set."),
     click.option("--shard", type=SHARD, metavar="I/N", help="Do only part I of N; all parts may share RUN."),
     options.count("--batch-size", help="Images that run together, default 1 on a CPU, else 16."),

@@ -19,7 +19,7 @@ from invdiff.files.images import IMAGE_SUFFIXES, WRITABLE_BITS, list_images
 
 DEFAULT_EXTENSION = "png"
 # What `degrade` writes: images, and measurement files.
-MEASUREMENT_BITS = WRITABLE_BITS | {".npz": (32,), ".safetensors": (32,)}
+MEASUREMENT_BITS: dict[str, tuple[int, ...]] = WRITABLE_BITS | {".npz": (32,), ".safetensors": (32,)}
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,7 @@ class Parsed(click.ParamType):
     joints: what stands between the parts of a value that is a tuple, outermost first.
     """
 
+    read: Callable[[str], Any]
     joints: str
     wanted: str
 
@@ -221,26 +222,28 @@ OPERATOR_HELP = (
     "Forward operator A: NAME, NAME:key=value,... or a class of your own, FILE.py:CLASS(key=value,...), which runs the "
     "code in that file; 'A | B' is A and then B."
 )
-operator_option = click.option("--operator", cls=_OperatorOption, metavar="SPEC", required=True, help=OPERATOR_HELP)
-seed_option = click.option(
+operator_option: Decorator = click.option(
+    "--operator", cls=_OperatorOption, metavar="SPEC", required=True, help=OPERATOR_HELP
+)
+seed_option: Decorator = click.option(
     "--seed", type=click.IntRange(min=0), metavar="N", default=0, help="Seed of the random numbers (0 is a seed)."
 )
-prior_option = click.option(
+prior_option: Decorator = click.option(
     "--prior",
     metavar="PRIOR",
     default="natural",
     help="A shipped prior's name (`invdiff prior list`), a diffusers folder, a guided-diffusion .pt, or a Hugging Face id.",
 )
-quiet_option = click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+quiet_option: Decorator = click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 
-raw_options = together(
+raw_options: Decorator = together(
     click.option("--key", metavar="NAME[i,j]", help="Array of an .npz or .h5 file, and indices into its first axes."),
     click.option(
         "--axes", metavar="CHW", help="Stored axes of a raw array, in order: C, H, W, and 2 for (real, imaginary)."
     ),
     click.option("--scale", type=FRACTION, metavar="FACTOR", help="Factor on raw values, needed for integers: 1/255."),
 )
-hardware_options = together(
+hardware_options: Decorator = together(
     click.option("--device", metavar="DEVICE", default="auto", help=f"Where the network runs: {', '.join(DEVICES)}."),
     click.option(
         "--precision",
@@ -250,7 +253,7 @@ hardware_options = together(
         help=f"The network's arithmetic: {', '.join(PRECISIONS)}.",
     ),
 )
-compile_option = click.option(
+compile_option: Decorator = click.option(
     "--compile/--no-compile",
     default=None,
     help="Compile the network with torch first, a minute for each size of image; `invdiff bench --compile` says when it "
@@ -264,8 +267,10 @@ def format_option(*extensions: str, more: str = "") -> Decorator:
     return click.option("--format", "extension", type=click.Choice(extensions), help=text)
 
 
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace existing files that invdiff did not write.")
-file_options = together(
+overwrite_option: Decorator = click.option(
+    "--overwrite", is_flag=True, help="Replace existing files that invdiff did not write."
+)
+file_options: Decorator = together(
     click.option(
         "--bits",
         type=click.Choice(["8", "16"]),

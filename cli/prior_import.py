@@ -12,7 +12,7 @@ invdiff prior import model.pt -o priors/mine --config num_head_channels=64 --con
 invdiff prior import google/ddpm-celebahq-256 -o priors/celeba --precision fp16
 """
 
-folder_options = options.together(
+folder_options: options.Decorator = options.together(
     click.option(
         "-o", "--out", metavar="DIR", required=True, help="Folder to write; it must not exist yet, or be empty."
     ),

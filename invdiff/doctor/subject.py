@@ -35,6 +35,7 @@ class Subject:
 
     device: torch.device
     operator: Operator
+    shape: Shape
 
     def __init__(self, operator: Operator, shape: Shape, device: torch.device) -> None:
         self.operator, self.shape, self.device = operator, shape, device

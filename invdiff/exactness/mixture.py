@@ -23,6 +23,7 @@ noise levels and its other settings are in benchmarks/mixtures.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def schedule() -> np.ndarray:
 SIGMA_MAX = float(np.sqrt(1 / schedule()[-1] - 1)) / UNIT
 """The first noise level of the paper's schedule, in [0, 1] units."""
 # Solvers that have a parameter for the standard deviation of the data, or of one mode, get it: 1 for every component.
-START = {"initial": "prior", "sigma_max": SIGMA_MAX, "sigma_min": LAST, "data_std": 1.0, "spread": 1.0}
+START: dict[str, Any] = {"initial": "prior", "sigma_max": SIGMA_MAX, "sigma_min": LAST, "data_std": 1.0, "spread": 1.0}
 
 
 def mixture_prior(d: int) -> GaussianMixturePrior:

@@ -32,7 +32,7 @@ LENGTH = 4.0  # pixels over which the correlation falls to 1/e
 CHANNEL_CORRELATION = 0.9
 # Options of every solver here. A noise level of 10 drowns these priors, no direction of which deviates by more than 2.2;
 # higher levels would only cost steps. A network can afford fewer particles than these.
-OPTIONS = {"sigma_max": 10.0, "particles": 100}
+OPTIONS: dict[str, float] = {"sigma_max": 10.0, "particles": 100}
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,7 +48,7 @@ __all__ = [
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 # What each format can store, its default first; 32 means float32, neither clipped nor rounded.
-WRITABLE_BITS = {".png": (8, 16), ".jpg": (8,), ".jpeg": (8,), ".webp": (8,)}
+WRITABLE_BITS: dict[str, tuple[int, ...]] = {".png": (8, 16), ".jpg": (8,), ".jpeg": (8,), ".webp": (8,)}
 WRITABLE_BITS |= {".tif": (32, 8, 16), ".tiff": (32, 8, 16), ".npy": (32,)}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 

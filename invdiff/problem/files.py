@@ -34,7 +34,7 @@ from invdiff.specs.parameters import declarations, is_plain
 
 FORMAT, VERSION = "invdiff measurement", 1
 SUFFIXES = (".npz", ".safetensors")
-REQUIRED = {"operator": str, "noise": str, "image_shape": list, "arrays": dict}
+REQUIRED: dict[str, type] = {"operator": str, "noise": str, "image_shape": list, "arrays": dict}
 
 
 def save(problem: Problem, path: str | os.PathLike[str], seed: int | None = None) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -40,6 +41,10 @@ class Processes:
     precision: of the network's arithmetic; accumulate: micro-steps whose gradients are averaged.
     """
 
+    accelerator: Any
+    rank: int
+    count: int
+
     def __init__(self, device: torch.device, precision: torch.dtype, accumulate: int = 1) -> None:
         # Accelerate keeps one state for the whole life of a process; an earlier training may have had another device.
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -54,7 +59,7 @@ class Processes:
         # Not its "cpu:0": to torch that is another device than "cpu", and moving a network there copies its weights.
         self.device: torch.device = torch.device("cpu") if device.type == "cpu" else self.accelerator.device
         self.rank, self.count = self.accelerator.process_index, self.accelerator.num_processes
-        self.main = self.rank == 0
+        self.main: bool = self.rank == 0
 
     def total(self, *values: float) -> list[float]:
         """The sums over all processes, which all of them get: what one of them knows, or their count, or a mean."""

@@ -95,18 +95,18 @@ class Learner:
         self, config: TrainingConfig, state: TrainingState, objective: Objective, processes: Processes
     ) -> None:
         self.config, self.state, self.objective, self.processes = config, state, objective, processes
-        self.accelerator = processes.accelerator
+        self.accelerator: Any = processes.accelerator
         if processes.device.type == "cuda" and not config.compile:  # the compiler fuses by itself
             fuse(state.network)
-        self.plain = self.accelerator.prepare_model(state.network, device_placement=False)
-        self.run = compiled(self.plain, config) if config.compile else self.plain
+        self.plain: Any = self.accelerator.prepare_model(state.network, device_placement=False)
+        self.run: Any = compiled(self.plain, config) if config.compile else self.plain
         self._graphs: GraphedGradients | None = None
         # One micro-batch of one process: the others add up gradients, or send them to each other. No scaler: it changes.
         alone = processes.count == 1 and config.accumulate == 1 and self.accelerator.scaler is None
         if processes.device.type == "cuda" and alone and not config.compile:
             parameters = [*state.network.parameters(), *objective.parameters()]
             self._graphs = GraphedGradients(self._differentiate, parameters)
-        self.optimizer = self.accelerator.prepare_optimizer(state.optimizer, device_placement=False)
+        self.optimizer: Any = self.accelerator.prepare_optimizer(state.optimizer, device_placement=False)
         if self.accelerator.scaler is not None and state.scaler:
             self.accelerator.scaler.load_state_dict(state.scaler)
 

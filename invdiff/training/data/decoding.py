@@ -18,7 +18,7 @@ from invdiff.files.images import LUMA
 from invdiff.training.data.entry import Entry
 
 Range = tuple[float, float] | None
-FULL_SCALE = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
+FULL_SCALE: dict[Any, int] = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535, np.dtype(np.float32): 1}
 
 
 class ChannelMismatch(ImageError):

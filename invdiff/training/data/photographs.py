@@ -80,6 +80,7 @@ class Photographs:
 
     channels: int
     smallest: int
+    value_range: Range
 
     def __init__(
         self,
@@ -96,7 +97,9 @@ class Photographs:
         self.workers: int = cores() if workers is None else workers
         self.broken: set[int] = set()
         self.skipped: Skipped = Skipped(channels)
-        self.sides = np.zeros(len(self.entries), np.int32)  # the shorter one; 0: not decoded yet, BROKEN: left out
+        self.sides: np.ndarray = np.zeros(
+            len(self.entries), np.int32
+        )  # the shorter one; 0: not decoded yet, BROKEN: left out
         self._kept: dict[int, np.ndarray] = {}
         self._keeping: set[int] = set()
         self._maps = 0

@@ -42,13 +42,15 @@ class ResidentFeeder:
     device: torch.device
     feeder: Feeder
     sampler: CropSampler
+    heights: np.ndarray
+    widths: np.ndarray
 
     def __init__(self, feeder: Feeder, device: torch.device) -> None:
         self.feeder, self.sampler, self.config, self.device = feeder, feeder.sampler, feeder.config, device
         photographs = self.sampler.photographs
         count = len(photographs)
         self.heights, self.widths = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        self.starts = np.zeros(count, np.int64)  # of an image's first pixel
+        self.starts: np.ndarray = np.zeros(count, np.int64)  # of an image's first pixel
         kept = [photographs.kept(index) for index in range(count)]
         pixels = sum(image.shape[0] * image.shape[1] for image in kept if image is not None)
         self.pool: torch.Tensor = torch.empty((pixels, self.config.channels), dtype=torch.uint8, device=device)

@@ -109,7 +109,7 @@ class CropSampler:
         self.photographs = photographs
         self.config = config
         names = sorted({entry.group for entry in photographs.entries})
-        self.weights = np.array([config.weights.get(name, 1.0) for name in names], dtype=np.float64)
+        self.weights: np.ndarray = np.array([config.weights.get(name, 1.0) for name in names], dtype=np.float64)
         if self.weights.sum() <= 0:
             raise UsageError("training setting weights: every folder has weight zero")
         number = {name: k for k, name in enumerate(names)}
