@@ -92,6 +92,7 @@ def elbo(
     """
     from tqdm import tqdm
 
+    from invdiff.files.atomic import holds
     from invdiff.files.images import list_images, write_json
     from invdiff.machine.versions import package_versions
     from invdiff.restoration.api import resolve_prior
@@ -100,7 +101,7 @@ def elbo(
     paths = list_images(data)[:limit]
     if out is not None and not out.lower().endswith(".json"):
         raise UsageError(f"-o {out}: must end in .json")
-    targets = files.check_results({"-o": out}, overwrite, lambda path: files.holds(path, MARK))
+    targets = files.check_results({"-o": out}, overwrite, lambda path: holds(path, MARK))
     images, inputs = _read(paths, crop)
     network = resolve_prior(prior, device, precision)
     bar_off = quiet or not sys.stderr.isatty()
@@ -142,7 +143,7 @@ def elbo(
 
 def _read(paths: Sequence[Path], crop: int | None) -> tuple[list[torch.Tensor], list[dict[str, Any]]]:
     """The images, cropped, and the descriptions of their files for the record."""
-    from invdiff.files.images import read_image
+    from invdiff.files.images import centre, read_image
 
     images, inputs = [], []
     for path in paths:
@@ -154,8 +155,7 @@ def _read(paths: Sequence[Path], crop: int | None) -> tuple[list[torch.Tensor], 
                 raise ImageError(
                     f"{path}: {height} x {width} pixels are too few for --crop {crop}; give a smaller crop"
                 )
-            top, left = (height - crop) // 2, (width - crop) // 2
-            image = image[:, top : top + crop, left : left + crop]
+            image = centre(image, crop)
         images.append(image)
         inputs.append(files.describe_input(path, file.description, file.notes))
     return images, inputs

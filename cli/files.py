@@ -241,14 +241,6 @@ def check_results(results: Mapping[str, str | None], overwrite: bool, own: Calla
     return targets
 
 
-def holds(path: Path, mark: str) -> bool:
-    """Whether a text file has `mark` near its beginning, by which a command knows what it wrote itself."""
-    try:
-        return mark in path.read_text(encoding="utf-8")[:2000]
-    except (OSError, UnicodeDecodeError):
-        return False
-
-
 def sha256(path: Path) -> str:
     """The hash of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()

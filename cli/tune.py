@@ -152,6 +152,7 @@ def tune(
 
 def _target(out: str, overwrite: bool) -> Path:
     """The preset's path, checked before anything is computed."""
+    from invdiff.files.atomic import holds
     from invdiff.restoration.presets import KIND
 
     path = Path(out)
@@ -159,7 +160,7 @@ def _target(out: str, overwrite: bool) -> Path:
         raise UsageError(f"-o {out}: a preset is a .yaml file, e.g. -o {path.with_suffix('.yaml')}")
     if path.is_dir():
         raise UsageError(f"-o {out}: is a folder; name a file in it")
-    if path.exists() and not overwrite and KIND not in path.read_text(encoding="utf-8", errors="replace")[:200]:
+    if path.exists() and not overwrite and not holds(path, KIND):
         raise UsageError(f"{path} exists and is no preset; choose another -o, or use --overwrite")
     return path
 
