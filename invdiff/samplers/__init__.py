@@ -16,8 +16,8 @@ REGISTRY = Registry(
     {
         "ancestral": "invdiff.samplers.ancestral:Ancestral",
         "ddim": "invdiff.samplers.ddim:DDIMSampler",
-        "sde": "invdiff.samplers.sde:ReverseSDE",
-        "ode": "invdiff.samplers.ode:ProbabilityFlow",
+        "sde": "invdiff.samplers.euler:ReverseSDE",
+        "ode": "invdiff.samplers.euler:ProbabilityFlow",
         "heun": "invdiff.samplers.heun:Heun",
         "dpmpp": "invdiff.samplers.dpmpp:DPMSolverPP",
     },

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import mmap
+import os
 import tempfile
 import threading
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import psutil
 
 from invdiff.machine.memory import free_memory
 from invdiff.machine.threads import local_processes
-from invdiff.training.data.room import free_disk
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -95,3 +96,16 @@ class Cache:
     def _give_up(self, error: Exception) -> None:
         self.disk = 0
         log.warning("no more decoded images are kept in %s (%s); the others are decoded each time", self.folder, error)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk where a folder is, or would be; 0 where the "disk" is memory (tmpfs)."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    real = Path(os.path.realpath(folder))
+    try:
+        mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
+        kind = next((mounts[place] for place in (real, *real.parents) if place in mounts), "")
+        return 0 if kind in ("tmpfs", "ramfs") else psutil.disk_usage(str(folder)).free
+    except OSError:
+        return 0
