@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from invdiff.specs.faces import face
 
 if TYPE_CHECKING:
-    from invdiff import doctor, noise, operators, priors, samplers, solvers
+    from invdiff import noise, operators, priors, samplers, solvers
     from invdiff.diffusion.schedule import Schedule
     from invdiff.errors import InvdiffError, UsageError
     from invdiff.evaluation.api import evaluate
@@ -30,6 +30,6 @@ __getattr__, __dir__ = face(
     },
 )  # fmt: skip
 __all__ = [
-    "InvdiffError", "Operator", "Prior", "Problem", "Schedule", "Solution", "UsageError", "__version__", "degrade", "doctor",
+    "InvdiffError", "Operator", "Prior", "Problem", "Schedule", "Solution", "UsageError", "__version__", "degrade",
     "evaluate", "load_prior", "noise", "operators", "priors", "restore", "samplers", "solvers", "states",
 ]  # fmt: skip

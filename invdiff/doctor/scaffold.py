@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from string import Template
 
-import invdiff
 from invdiff.errors import UsageError
+from invdiff.machine.versions import __version__
 from invdiff.operators import REGISTRY
 
 # What the operator file imports, which a class of that name would hide.
@@ -162,7 +162,7 @@ def new_package(name: str, folder: Path) -> Path:
         raise UsageError(f"{target} exists; choose another NAME or another --dir")
     if not folder.is_dir():
         raise UsageError(f"--dir {folder} is not a folder; make it first: mkdir -p {folder}")
-    words = {"name": name, "dashed": name.replace("_", "-"), "cls": cls, "version": invdiff.__version__}
+    words = {"name": name, "dashed": name.replace("_", "-"), "cls": cls, "version": __version__}
     words["title"] = name.replace("_", " ").capitalize()
     # Made beside its place, which it takes at the end.
     temporary = folder / f".{name}-{secrets.token_hex(4)}"

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-import invdiff
 from invdiff.errors import ImageError, UsageError
 from invdiff.evaluation.datasets import file_hash, fitted
 from invdiff.files.images import list_images, read_image
 from invdiff.noise import NoiseModel
 from invdiff.operator.contract import Operator
 from invdiff.priors.prior import Prior
+from invdiff.problem.simulation import degrade
 
 ENOUGH = 8
 """The least number of images of which a quarter is held back."""
@@ -83,7 +83,7 @@ def read_pictures(
         key = path.relative_to(root).as_posix()
         try:
             truth = fitted(read_image(path).tensor, operator, prior, crop)
-            y = invdiff.degrade(truth[None], operator, noise, seed=seed, ids=[key])[0]
+            y = degrade(truth[None], operator, noise, seed=seed, ids=[key])[0]
         except (ImageError, UsageError) as error:
             failed.append((str(path), str(error)))
             continue

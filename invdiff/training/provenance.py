@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-import invdiff
 from invdiff.errors import CheckpointError
+from invdiff.machine.versions import __version__
 from invdiff.priors.stored.tensor_files import read_json
 from invdiff.training.checkpoint import replacing
 from invdiff.training.config import TrainingConfig
@@ -59,11 +59,11 @@ class Provenance:
                 "precision": str(precision).removeprefix("torch."),
                 "versions": {
                     "python": platform.python_version(),
-                    "invdiff": invdiff.__version__,
+                    "invdiff": __version__,
                     "torch": torch.__version__,
                 }
                 | {name: metadata.version(name) for name in PACKAGES},
-                "git": git_state(Path(invdiff.__file__).parent),
+                "git": git_state(Path(__file__).parent),
             }
         )
 
