@@ -236,3 +236,9 @@ def test_a_blur_that_is_narrower_than_a_pixel_changes_nothing(spec: str, tiny: s
 def test_varying_blur_says_before_it_measures_that_an_image_has_too_few_pixels() -> None:
     with pytest.raises(UsageError, match="5x5 tiles are more than 4x9 pixels"):
         operators.get("varying_blur:radius=0.4,corner=0.4").measurement_shape((1, 4, 9))
+
+
+def test_a_narrow_gaussian_between_pixels_takes_the_nearest() -> None:
+    x = torch.rand(1, 1, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    narrow = operators.get("downsample:factor=2,kernel=gaussian,sigma=0.05")
+    torch.testing.assert_close(narrow.A(x), operators.get("downsample:factor=2").A(x))

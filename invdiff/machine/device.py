@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from invdiff.errors import InputWarning, UsageError, unknown
 
@@ -104,7 +104,7 @@ def check_compiler() -> None:
         )
 
 
-def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> contextlib.AbstractContextManager:
+def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> contextlib.AbstractContextManager[Any]:
     """Autocast to dtype on device; nothing at all for float32. keep: whether a weight is cast once inside the block, or
     at every use."""
     import torch

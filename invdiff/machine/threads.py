@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -26,7 +26,7 @@ class StopFlag:
     """
 
     def __init__(self, patient: bool = False) -> None:
-        self.raised = False
+        self.raised: bool = False
         self.patient = patient
         self._previous: dict[int, Any] = {}
 

@@ -10,6 +10,8 @@ from invdiff.priors.prior import Prior, Sigma, WrappedPrior
 class CountedPrior(WrappedPrior):
     """A prior that counts its calls: the number of function evaluations (NFE) for each of `rows` samples."""
 
+    images: int
+
     def __init__(self, prior: Prior, rows: int = 1) -> None:
         super().__init__(prior)
         self.rows = rows

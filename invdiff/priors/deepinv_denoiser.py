@@ -23,6 +23,9 @@ class DeepinvPrior(Prior):
         which samplers use as their end and start.
     """
 
+    sigma_max: float
+    sigma_min: float
+
     def __init__(
         self,
         denoiser: Callable[..., torch.Tensor],
@@ -40,7 +43,7 @@ class DeepinvPrior(Prior):
         self.channels = channels
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
         # Four standard deviations of a natural image; denoisers made for photographs rarely know more noise than that.
-        self.sigma_start = min(1.0, self.sigma_max)
+        self.sigma_start: float | None = min(1.0, self.sigma_max)
 
     def _parameter(self) -> torch.Tensor | None:
         return next(self.denoiser.parameters(), None) if isinstance(self.denoiser, torch.nn.Module) else None

@@ -60,15 +60,15 @@ class GaussianMixturePrior(Prior):
     def _set(self, shape: tuple[int, ...], means: torch.Tensor, spectrum: Spectrum, log_weights: torch.Tensor) -> None:
         """The state: image shape, means (K, n), covariances, log w (K,) up to a constant; and what follows from it."""
         self.shape = shape
-        self.channels = shape[0] if len(shape) == 3 else None
+        self.channels: int | None = shape[0] if len(shape) == 3 else None
         self._means, self._spectrum = means, spectrum
         self._log_weights = log_weights - log_weights.logsumexp(0)
         self._moved: dict[torch.device, tuple[Spectrum, torch.Tensor, torch.Tensor]] = {}
         largest = float((spectrum.values.amax(1) + means.square().sum(1)).max())
         positive = spectrum.values[spectrum.values > 0]
-        self.sigma_max = 50 * math.sqrt(largest) if largest > 0 else 1.0
+        self.sigma_max: float = 50 * math.sqrt(largest) if largest > 0 else 1.0
         smallest = math.sqrt(float(positive.min())) if positive.numel() else 0.1
-        self.sigma_min = min(max(0.01 * smallest, 1e-6), 1e-3, self.sigma_max / 10)
+        self.sigma_min: float = min(max(0.01 * smallest, 1e-6), 1e-3, self.sigma_max / 10)
 
     @classmethod
     def _from_parts(

@@ -59,13 +59,13 @@ class NetworkPrior(Prior):
         name: str = "network",
         identity: dict[str, Any] | None = None,
     ) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network: torch.nn.Module = network.eval().requires_grad_(False)
         quicken(self.network)
         self.schedule = schedule
         self.channels = channels
-        self.prediction = check_prediction(prediction)
+        self.prediction: str = check_prediction(prediction)
         self.multiple = multiple
-        self.precision = precision
+        self.precision: torch.dtype = precision
         self.compile = compile
         if compile:
             check_compiler()
@@ -74,12 +74,12 @@ class NetworkPrior(Prior):
         self._plainly = False
         self.high_noise = high_noise
         self.name = name
-        self.identity = identity or {}
+        self.identity: dict[str, Any] = identity or {}
         # sigma is halved on the way out: [0, 1] is half as wide as [-1, 1].
-        self.sigma_max = float(schedule.sigmas[-1]) / 2
-        self.sigma_min = float(schedule.sigmas[0]) / 2
+        self.sigma_max: float = float(schedule.sigmas[-1]) / 2
+        self.sigma_min: float = float(schedule.sigmas[0]) / 2
         # Eight standard deviations of a natural image (about 1/4 on [0, 1]); calls above say next to nothing.
-        self.sigma_start = min(2.0, self.sigma_max)
+        self.sigma_start: float | None = min(2.0, self.sigma_max)
 
     @property
     def device(self) -> torch.device:

@@ -106,9 +106,13 @@ class Prior:
 class WrappedPrior(Prior):
     """A prior that answers in the place of another, with its levels, schedule, channels and device."""
 
+    sigma_max: float
+    sigma_min: float
+    sigma_start: float | None
+
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
-        self.channels = prior.channels
+        self.channels: int | None = prior.channels
         self.sigma_max, self.sigma_start, self.sigma_min = prior.sigma_max, prior.sigma_start, prior.sigma_min
 
     @property

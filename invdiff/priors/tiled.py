@@ -99,8 +99,8 @@ class TiledPrior(WrappedPrior):
 
     def __init__(self, prior: NetworkPrior, tile: int | str = "auto") -> None:
         super().__init__(prior)
-        self.overlap = (2 * REACH + 2) * prior.multiple
-        self.smallest = 2 * self.overlap
+        self.overlap: int = (2 * REACH + 2) * prior.multiple
+        self.smallest: int = 2 * self.overlap
         if isinstance(tile, int) and tile < self.smallest:
             raise UsageError(
                 f"tile={tile} is too small: this network needs {self.overlap} pixels of overlap, so tiles of at least "
@@ -113,7 +113,7 @@ class TiledPrior(WrappedPrior):
         self._together = 1  # images or tiles in the latest call
         self._most: int | None = None  # of them at once, after a failure
         self._limit: int | None = None  # of the side, after a failure
-        self.told = False
+        self.told: bool = False
         """Whether a warning said that the memory does not suffice."""
         self.batch: int | None = None
         """Images that a restoration takes at once at most; None until one ran out of memory."""

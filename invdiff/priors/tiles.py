@@ -21,7 +21,7 @@ class Tiles:
 
     def __init__(self, image: Sequence[int], side: int, overlap: int, multiple: int) -> None:
         (rows, height), (columns, width) = (starts(length, side, overlap, multiple) for length in image)
-        self.size = (height, width)
+        self.size: tuple[int, int] = (height, width)
         self.places: list[Place] = [(..., slice(r, r + height), slice(c, c + width)) for r in rows for c in columns]
         self._rows = dict(zip(rows, ramps(image[0], rows, height, overlap), strict=True))
         self._columns = dict(zip(columns, ramps(image[1], columns, width, overlap), strict=True))

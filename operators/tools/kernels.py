@@ -56,7 +56,7 @@ def gaussian(sigma: float, offset: float = 0.0, size: int | None = None) -> tupl
 
     Without a size the weights reach 4 sigma (rounded to whole pixels, scipy.ndimage.gaussian_filter's default).
     """
-    reach = int(4 * sigma + 0.5) if size is None else size // 2
+    reach = max(int(4 * sigma + 0.5), abs(offset - round(offset))) if size is None else size // 2
     positions = np.arange(int(np.ceil(offset - reach)), int(np.floor(offset + reach)) + 1)
     squares = (positions - offset) ** 2
     # Relative to the nearest sample, and without sigma^2, so that a tiny sigma does not underflow everywhere.

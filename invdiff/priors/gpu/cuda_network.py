@@ -22,7 +22,7 @@ from invdiff.machine.device import autocast
 from invdiff.machine.memory import for_want_of_memory
 from invdiff.priors.gpu.fused_block import fuse
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 SMALL = 2**20
 """Pixels of a batch, up to which launching its kernels one by one leaves a large GPU idle."""
@@ -36,9 +36,12 @@ class CudaNetwork:
     """The network in half precision on its device. network: on a CUDA device, in float32; it is copied, so what is done to
     it afterwards has no effect here. Threads may share it."""
 
+    device: torch.device
+    precision: torch.dtype
+
     def __init__(self, network: torch.nn.Module, precision: torch.dtype) -> None:
         self.device, self.precision = next(network.parameters()).device, precision
-        self.network = copy.deepcopy(network)
+        self.network: torch.nn.Module = copy.deepcopy(network)
         for module in self.network.modules():
             if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
                 module.to(precision)

@@ -30,7 +30,7 @@ from torch.nn import functional
 from invdiff.machine.memory import is_out_of_memory
 from invdiff.priors.gpu.fused_kernels import kernels
 
-log = logging.getLogger(__name__)
+log: logging.Logger = logging.getLogger(__name__)
 
 MAX_CHANNELS = 1024
 HALF = (torch.bfloat16, torch.float16)
