@@ -81,12 +81,14 @@ def seen_by(solver: Solver, problem: Problem) -> Problem:
     return problem
 
 
-def _ended(solver: Solver, problem: Problem, move: Move) -> Move:
+def _ended(solver: Solver, problem: Problem, prior: Prior, move: Move) -> Move:
     """The last move, with its sample, or all its particles, as `Solver.impose` leaves them."""
-    x, population = solver.impose(problem, move.sigma, move.x), move.population
+    x, population = solver.impose(problem, prior, move.sigma, move.x), move.population
     if x is not move.x and population is not None:
         rows = torch.arange(len(population), device=x.device).repeat_interleave(population.shape[1])
-        population = solver.impose(problem.rows(rows), move.sigma, population.flatten(0, 1)).reshape(population.shape)
+        population = solver.impose(problem.rows(rows), prior, move.sigma, population.flatten(0, 1)).reshape(
+            population.shape
+        )
     return replace(move, x=x, population=population)
 
 
@@ -124,7 +126,7 @@ def run(problem: Problem, prior: Prior, solver: Solver, noise: Draws) -> Iterato
                 look(0)
                 return
             if move.next_sigma == 0:
-                move = _ended(solver, problem, move)
+                move = _ended(solver, problem, prior, move)
             checks.append((step, move.sigma, Finite(move.x)))
         look(lag(move.x) if step < total else 0)
         yield State(

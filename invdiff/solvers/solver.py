@@ -145,14 +145,15 @@ class Solver(Method):
         for sigma, next_sigma, moved in samplers.get(self.transition).walk(conditional, x, levels, noise):
             yield Move(sigma, next_sigma, conditional.clean, conditional.mean, moved)
 
-    def impose(self, problem: Problem, sigma: float, x: torch.Tensor) -> torch.Tensor:
-        """The sample x (B, *image shape), made at the last level sigma, as the data step leaves it where y tells more.
+    def impose(self, problem: Problem, prior: Prior, sigma: float, x: torch.Tensor) -> torch.Tensor:
+        """The sample x (B, *image shape), made at the prior's last level sigma, after a data step if y tells more.
 
         With x_0 ~ N(D, sigma^2 I) of the last level, E[x_0 | y] = argmin ||A x - y||^2 / sigma_y^2 + ||x - D||^2 / sigma^2.
-        For sigma_y >= sigma it moves x by less than the last level left open, and x stays as it is. In float64: y may
-        tell more digits than the conjugate gradients of single precision give.
+        For sigma_y >= sigma it would move x by less than the last level left open, and x stays as it is; so it does where a
+        run ends at a higher level, of which sigma^2 is no variance of x_0. In float64: y may tell more digits than the
+        conjugate gradients of single precision give.
         """
-        if not self.consistent or problem.sigma_y >= sigma:
+        if not self.consistent or problem.sigma_y >= sigma or sigma > prior.sigma_min:
             return x
         wide = x if x.device.type == "mps" else x.double()  # which knows no float64
         return problem.operator.prox_l2(wide, problem.y.to(wide), (sigma / problem.sigma_y) ** 2).to(x)
