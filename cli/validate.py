@@ -17,7 +17,7 @@ invdiff validate --json validate.json --html validate.html
 invdiff validate --quick
 
 # one method with its settings, on two operators
-invdiff validate --solver diffpir:zeta=0.3 --operator downsample --operator gaussian_blur:sigma=1.2
+invdiff validate --solver diffpir:zeta=0.3 --operator downsample --operator gaussian_blur:sigma=0.8
 
 # pictures of the samples over the true density
 invdiff validate --solver pigdm --solver dps --problem toys --html toys.html

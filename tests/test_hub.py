@@ -165,6 +165,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     """A hub, and the client pointed at it: nothing can leave this machine."""
+    pytest.importorskip("huggingface_hub", minversion="1.0")  # older ones do not follow a changed address
     from huggingface_hub import constants
 
     server = Hub()

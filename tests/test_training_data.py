@@ -233,7 +233,7 @@ def test_a_dataset_on_disk_gives_the_bytes_it_holds(tmp_path, datasets, caplog):
     rows = {"label": list(range(12)), "photo": [{"bytes": data, "path": None} for data in pictures]}
     features = datasets.Features(label=datasets.Value("int64"), photo=datasets.Image())
     table = datasets.Dataset.from_dict(rows, features=features)
-    table.save_to_disk(tmp_path / "flowers")
+    table.save_to_disk(str(tmp_path / "flowers"))
     entries = find_entries([tmp_path / "flowers"])
     assert [e.key for e in entries[:2]] == ["flowers/00", "flowers/01"]
     assert [e.read() for e in entries] == pictures
@@ -241,11 +241,11 @@ def test_a_dataset_on_disk_gives_the_bytes_it_holds(tmp_path, datasets, caplog):
     assert len(find_entries([tmp_path, tmp_path / "flowers"])) == 12  # found inside a folder, and given twice
     assert "12 images are given twice" in caplog.text
     parts = datasets.DatasetDict(train=table.select(range(8)), test=table.select(range(8, 12)))
-    parts.save_to_disk(tmp_path / "split")
+    parts.save_to_disk(str(tmp_path / "split"))
     assert [e.key for e in find_entries([tmp_path / "split"])][:1] == ["split/train/0"]
     test = find_entries([tmp_path / "split" / "test"])
     assert [e.key for e in test][:1] == ["split/test/0"] and [e.read() for e in test] == pictures[8:]
-    datasets.DatasetDict(a=table, b=table).save_to_disk(tmp_path / "two")
+    datasets.DatasetDict(a=table, b=table).save_to_disk(str(tmp_path / "two"))
     with pytest.raises(UsageError, match=r"several splits without one named train; give one of .*two/a, .*two/b"):
         find_entries([tmp_path / "two"])
 
@@ -253,7 +253,7 @@ def test_a_dataset_on_disk_gives_the_bytes_it_holds(tmp_path, datasets, caplog):
 def test_datasets_of_paths_and_of_arrays(tmp_path, datasets):
     picture = png(tmp_path / "1.png")
     rows = {"image": [str(picture), "../1.png", "gone.png"]}
-    datasets.Dataset.from_dict(rows).save_to_disk(tmp_path / "paths")
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "paths"))
     *there, gone = find_entries([tmp_path / "paths"])
     assert [load(entry, 3)[0, 0].tolist() for entry in there] == [[10, 20, 30]] * 2
     with pytest.raises(ImageError, match="No such file"):
@@ -265,14 +265,14 @@ def test_datasets_of_paths_and_of_arrays(tmp_path, datasets):
     for feature in (datasets.Array3D((5, 8, 6), "uint16"), nested):
         folder = tmp_path / type(feature).__name__
         rows = {"image": list(values) if isinstance(feature, datasets.Array3D) else values.tolist()}
-        datasets.Dataset.from_dict(rows, features=datasets.Features(image=feature)).save_to_disk(folder)
+        datasets.Dataset.from_dict(rows, features=datasets.Features(image=feature)).save_to_disk(str(folder))
         for entry, expected in zip(find_entries([folder]), values, strict=True):
             pixels = load(entry, 5)
             assert pixels.dtype == np.uint16 and np.array_equal(pixels, expected.transpose(1, 2, 0))
 
 
 def test_datasets_that_cannot_be_used(tmp_path, datasets, monkeypatch):
-    datasets.Dataset.from_dict({"text": ["a"], "number": [1]}).save_to_disk(tmp_path / "words")
+    datasets.Dataset.from_dict({"text": ["a"], "number": [1]}).save_to_disk(str(tmp_path / "words"))
     with pytest.raises(UsageError, match=r"no column holds images \(it has text, number\); rename"):
         find_entries([tmp_path / "words"])
     arrow = next((tmp_path / "words").glob("*.arrow"))
