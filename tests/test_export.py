@@ -286,7 +286,7 @@ class TestWhereItGoes:
         assert torch.equal(answers(load_prior(tmp_path / "in"), 8), before)
 
     @pytest.mark.parametrize(
-        ("number", "says"), [(errno.ENOSPC, "free some space"), (errno.EACCES, "a folder you may write to")]
+        ("number", "says"), [(errno.ENOSPC, "Free some space"), (errno.EACCES, "a folder you may write to")]
     )
     def test_what_was_there_survives_a_failed_write(self, source, tmp_path, monkeypatch, number, says):
         out = write(source, tmp_path / "out")
@@ -297,7 +297,7 @@ class TestWhereItGoes:
 
         monkeypatch.setattr(shutil, "copyfile", fail)
         (tmp_path / "in/README.md").write_text("a card to copy")
-        with pytest.raises(CheckpointError, match=f"cannot write .*out: the disk says no; .*{says}.* is intact"):
+        with pytest.raises(CheckpointError, match=rf"cannot write .*out: the disk says no\. .*{says}.* is intact"):
             write(source, out, overwrite=True)
         assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
         assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}

@@ -395,7 +395,7 @@ def test_running_out_of_memory_is_named(tmp_path, monkeypatch):
         raise MemoryError
 
     np.save(tmp_path / "x.npy", FLOATS)
-    monkeypatch.setattr(np, "load", full)
+    monkeypatch.setattr(np, "frombuffer", full)
     with pytest.raises(ImageError, match="does not fit in memory"):
         read_image(tmp_path / "x.npy")
 
@@ -572,7 +572,7 @@ def test_files_written_together_appear_together_or_the_old_ones_stay(tmp_path, m
         replace(source, target)
 
     def write():
-        with images.all_or_nothing():
+        with atomic.all_or_nothing():
             for name in ("a.npy", "b.npy", "c.npy"):
                 write_image(tmp_path / name, torch.zeros(1, 2, 2))
             assert {name: (tmp_path / name).read_bytes() for name in old} == old

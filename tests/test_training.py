@@ -512,7 +512,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(saved, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointError, match=r"cannot write .*state\.pt.*free some space") as caught:
+    with pytest.raises(CheckpointError, match=r"cannot write .*state\.pt.*Free some space") as caught:
         state.save(out, 2.0)
     assert "\n" not in str(caught.value)
     assert saved_state(out)["step"] == 1 and not leftovers(out)

@@ -1,1 +1,1 @@
-"""Images and arrays as files: how bytes become tensors and tensors bytes, whole or not at all."""
+"""Images and arrays as files: reading them into tensors, and writing them whole or not at all."""

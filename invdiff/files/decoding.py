@@ -1,8 +1,8 @@
-"""Pixels out of image files: the decoders behind `invdiff.files.images.read_image`, one per family of formats.
+"""The decoders behind `invdiff.files.images.read_image`, one for each family of image formats.
 
 Each takes a path and returns (pixels, description, notes): (H, W, C) float32 with integers divided by their full scale,
-what the file held in words, and what was done to it. They raise ImageError with the reason and the fix; `read_image`
-puts the file's name in front, and turns whatever else a decoder raises on damaged data into an ImageError.
+the file's content in words ("8-bit RGB"), and what was done to it. They raise ImageError with the reason and the fix;
+`read_image` puts the file's name in front, and turns any other error of a decoder, on damaged data, into an ImageError.
 
 PNG specification (chunks, filters): https://www.w3.org/TR/png-3/
 """
@@ -10,7 +10,9 @@ PNG specification (chunks, filters): https://www.w3.org/TR/png-3/
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
+import math
 import os
 import struct
 import warnings
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit: one gigabyte as float32 RGB
 LIMIT_VARIABLE = "INVDIFF_MAX_PIXELS"
-"""The environment variable that stands in for MAX_PIXELS."""
+"""The environment variable that replaces MAX_PIXELS."""
 
 _COLOURS = {1: "grey", 2: "grey with alpha", 3: "RGB", 4: "RGB with alpha"}
 # Pillow mode -> (description, mode to convert to); a grey mode stays grey.
@@ -46,8 +48,8 @@ _PILLOW_MODES = {
 
 
 def pixel_limit() -> int:
-    """The most pixels of a picture that is read, against small files that claim to be huge: MAX_PIXELS, or what
-    INVDIFF_MAX_PIXELS says. Raises ImageError for one that is no whole number above 0."""
+    """The largest number of pixels that a picture may have, because small files can claim to be huge: INVDIFF_MAX_PIXELS
+    if it is set, else MAX_PIXELS. Raises ImageError for a value that is no whole number above 0."""
     text = os.environ.get(LIMIT_VARIABLE, str(MAX_PIXELS))
     if not (text.isdecimal() and text.isascii() and int(text) > 0):
         raise ImageError(
@@ -57,6 +59,7 @@ def pixel_limit() -> int:
 
 
 def too_large(size: str, limit: int) -> ImageError:
+    """The error for a picture of `size`, which says in words how large it is."""
     return ImageError(
         f"{size}, more than {limit} pixels. Crop or downscale it first, or, if you trust the file, set the environment "
         f"variable {LIMIT_VARIABLE} to more; a restoration takes about 150 bytes for each."
@@ -70,15 +73,14 @@ def read_picture(path: Path) -> Decoded:
     limit = pixel_limit()
     if limit > (Image.MAX_IMAGE_PIXELS or limit):
         Image.MAX_IMAGE_PIXELS = limit  # Pillow has no other way to raise it
-    with path.open("rb") as file:
-        start = file.read(25)
+    data = path.read_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            picture = Image.open(path)
+            picture = Image.open(io.BytesIO(data))
         except UnidentifiedImageError as error:
             raise ImageError(
-                f"its content is not a readable picture (it starts with {start[:12]!r}). Export it again."
+                f"its content is not a readable picture (it starts with {data[:12]!r}). Export it again."
             ) from error
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise too_large("it claims to be huge", limit) from error
@@ -86,35 +88,36 @@ def read_picture(path: Path) -> Decoded:
         if picture.width * picture.height > limit:
             raise too_large(f"{picture.width} x {picture.height}", limit)
         notes = [f"only the first of {frames} frames"] if (frames := getattr(picture, "n_frames", 1)) > 1 else []
-        deep = picture.format == "PNG" and start[24:] == bytes([16])
-        if deep and picture.mode not in ("I", "I;16"):
-            pixels, depth = _to_unit(decode_deep_png(path.read_bytes()))
-            description = f"{depth} {_COLOURS[pixels.shape[2]]}"
-        else:
-            picture.load()
-            pixels, description = _pillow_pixels(picture, deep, notes)
-        orientation = picture.getexif().get(274, 1)  # after load: Pillow turns a TIFF itself and drops the tag
-    return flatten(turn(pixels, orientation, notes), notes), description, notes
+        pixels, description = stored_pixels(picture, data, notes)
+    return flatten(_to_unit(pixels)[0], notes), description, notes
 
 
-def _pillow_pixels(picture: Any, deep: bool, notes: list[str]) -> tuple[np.ndarray, str]:
-    """A loaded Pillow image as (H, W, C) float32 in [0, 1], C = 2 or 4 with alpha, and what the file held."""
+def stored_pixels(picture: Any, data: bytes, notes: list[str]) -> tuple[np.ndarray, str]:
+    """The pixels (H, W, C) of a Pillow image opened from the file `data`, in the precision of the file and turned by its EXIF
+    orientation, C = 2 or 4 with alpha; and the file's content in words. notes: takes what was done to the pixels."""
     import numpy as np
 
     mode = picture.mode
-    if mode.startswith("I;16") or (mode == "I" and deep):
-        return np.asarray(picture).astype(np.float32)[..., None] / 65535, "16-bit grey"
-    if mode == "F":
-        return np.asarray(picture, dtype=np.float32)[..., None], "32-bit float grey"
-    if mode not in _PILLOW_MODES:
+    deep = picture.format == "PNG" and data[24:25] == bytes([16])
+    if deep and mode not in ("I", "I;16"):
+        pixels = decode_deep_png(data).astype(np.uint16)
+        description = f"16-bit {_COLOURS[pixels.shape[2]]}"
+    elif mode.startswith("I;16") or (mode == "I" and deep):
+        pixels, description = np.asarray(picture).astype(np.uint16)[..., None], "16-bit grey"
+    elif mode in ("I", "F"):
+        pixels, description = np.asarray(picture)[..., None], f"32-bit {'float' if mode == 'F' else 'integer'} grey"
+    elif mode in _PILLOW_MODES:
+        description, target = _PILLOW_MODES[mode]
+        if mode == "CMYK":
+            notes.append("CMYK converted to RGB without its colour profile")
+        if "transparency" in picture.info:
+            target = "LA" if target == "L" else "RGBA"
+        pixels = np.asarray(picture.convert(target))
+        pixels = pixels.reshape(*pixels.shape[:2], -1)
+    else:
         raise ImageError(f"pixel format {mode!r} has no known full scale. Convert it to 8-bit, 16-bit or float.")
-    description, target = _PILLOW_MODES[mode]
-    if mode == "CMYK":
-        notes.append("CMYK converted to RGB without its colour profile")
-    if "transparency" in picture.info:
-        target = "LA" if target == "L" else "RGBA"
-    pixels = np.asarray(picture.convert(target), dtype=np.float32) / 255
-    return pixels.reshape(*pixels.shape[:2], -1), description
+    # The tag is read after the pixels: Pillow turns a TIFF itself while it loads, and drops the tag.
+    return turn(pixels, picture.getexif().get(274, 1), notes), description
 
 
 def decode_deep_png(data: bytes) -> np.ndarray:
@@ -169,7 +172,7 @@ def _unfilter(kinds: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def silenced(name: str) -> Iterator[None]:
-    """Hold a logger's tongue: a damaged file gets one error, not a line for each of its tags."""
+    """Silences a logger, so that a damaged file gives one error and not a line for each of its tags."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -189,13 +192,7 @@ def read_tiff(path: Path) -> Decoded:
             raise ImageError(f"a stack of {len(series)} pages {series.shape}. Save one page per file, or an .npy.")
         if page.imagewidth * page.imagelength > pixel_limit():
             raise too_large(f"{page.imagewidth} x {page.imagelength}", pixel_limit())
-        plain = page.photometric in (0, 1, 2)  # white is zero, black is zero, RGB
-        try:
-            stored = page.asarray() if plain else None
-        except ValueError as error:  # a compression that tifffile leaves to the package imagecodecs
-            if "imagecodecs" not in str(error):
-                raise
-            stored = None
+        stored = tiff_array(page, page)
         if stored is None and page.dtype is not None and page.dtype.itemsize == 1:
             return read_picture(path)
         if stored is None:
@@ -211,6 +208,18 @@ def read_tiff(path: Path) -> Decoded:
         premultiplied = 1 in page.extrasamples
     description = f"{depth} {_COLOURS.get(pixels.shape[2], f'{pixels.shape[2]} channels')}"
     return flatten(turn(pixels, orientation, notes), notes, premultiplied), description, notes
+
+
+def tiff_array(source: Any, page: Any) -> np.ndarray | None:
+    """The array of a page or series of tifffile; None for colours or a compression that tifffile cannot read."""
+    if page.photometric not in (0, 1, 2):  # white is zero, black is zero, RGB
+        return None
+    try:
+        return source.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):  # the package that some compressions need
+            raise
+        return None
 
 
 def read_npy(path: Path) -> Decoded:
@@ -232,30 +241,39 @@ def read_npy(path: Path) -> Decoded:
 
 
 def read_array(path: Path) -> Decoded:
-    """An .npy array in the shape it has: a measurement that is no picture."""
+    """An .npy array in the shape it has, for a measurement that is no picture."""
     pixels, depth = _to_unit(_load_npy(path))
     return pixels, f"{depth} array of shape {pixels.shape}", []
 
 
 def _load_npy(path: Path) -> np.ndarray:
-    import numpy as np
-
-    with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise ImageError("not an .npy file. Write it with numpy.save.")
-    try:
-        array = np.load(path, allow_pickle=False)
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise ImageError("it holds Python objects, not numbers. Save a numeric array.") from error
+    array = parse_npy(path.read_bytes())
     if 0 in array.shape:
         raise ImageError(f"it has no pixels, shape {array.shape}. Export it again.")
     return array
 
 
+def parse_npy(data: bytes) -> np.ndarray:
+    """The array in the bytes of an .npy file, without a copy; numpy.load would allocate whatever a damaged header claims."""
+    import numpy as np
+    from numpy.lib import format as npy
+
+    file = io.BytesIO(data)
+    if not data.startswith(npy.MAGIC_PREFIX):
+        raise ImageError("not an .npy file. Write it with numpy.save.")
+    header = npy.read_array_header_1_0 if npy.read_magic(file) == (1, 0) else npy.read_array_header_2_0
+    shape, columns_first, dtype = header(file)
+    if dtype.hasobject:
+        raise ImageError("it holds Python objects, not numbers. Save a numeric array.")
+    count = math.prod(shape)
+    if count * dtype.itemsize > len(data) - file.tell():
+        raise ImageError(f"damaged or truncated: the file ends too early for its shape {shape}. Copy it again.")
+    array = np.frombuffer(data, dtype, count, file.tell())
+    return array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
+
+
 def _to_unit(array: np.ndarray) -> tuple[np.ndarray, str]:
-    """Any numeric array as float32, integers divided by their full scale, and the depth in words."""
+    """A numeric array as float32, with integers divided by their full scale, and the depth in words ("16-bit")."""
     import numpy as np
 
     if array.dtype.kind == "f":

@@ -1,4 +1,4 @@
-"""Pixels into image files: codes of 8 and 16 bits, and the encoders behind `invdiff.files.images.write_image`.
+"""The encoders behind `invdiff.files.images.write_image`, and the rounding of pixels to 8 and 16 bits.
 
 PNG specification (chunks, filters): https://www.w3.org/TR/png-3/
 """
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 STRIP = 256
-"""Rows that are rounded at a time: of a whole large image, the floats in between would take several times its memory."""
+"""How many rows are rounded at a time: the intermediate floats of a whole large image would take several times its memory."""
 
 
 def rounded(pixels: np.ndarray, bits: int) -> tuple[np.ndarray, float]:
-    """(H, W, C) floats in [0, 1] as the nearest codes of 8 or 16 bits, and the fraction of values outside, which are
-    clipped."""
+    """(H, W, C) floats in [0, 1] rounded to integers of 8 or 16 bits, and the fraction of values outside [0, 1], which
+    are clipped."""
     import numpy as np
 
     peak, outside = 2**bits - 1, 0
@@ -59,7 +59,7 @@ def encode(path: Path, pixels: np.ndarray) -> None:
 def deep_png(pixels: np.ndarray) -> bytes:
     """A 16-bit grey or RGB PNG of (H, W, C) uint16, which Pillow cannot write in colour.
 
-    Every row has filter 2, the difference from the row above mod 256: cheap, and well compressible for photographs.
+    Every row has filter 2, the difference from the row above mod 256, which is cheap and compresses photographs well.
     """
     import numpy as np
 

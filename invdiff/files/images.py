@@ -1,9 +1,9 @@
-"""Image files to tensors and back, with one meaning for every format.
+"""Reading image files into tensors and writing them, with the same convention for every format.
 
 An image is a float32 tensor (C, H, W) in [0, 1]: the stored number divided by the format's full scale (255 or 65535).
-Colour profiles and gamma are left alone. Grey stays one channel. Transparency is composited over white, as a page would
-show it. An .npy is data rather than a picture: its channels are never read as alpha and its floats are taken as they
-are, because a measurement may lie outside [0, 1]. Torch is imported only inside functions, so that `--help` stays fast.
+Colour profiles and gamma are ignored. Grey stays one channel. Transparency is composited over white. An .npy is data
+rather than a picture: its channels are never read as alpha and its floats are not scaled, because a measurement may lie
+outside [0, 1]. Torch is imported only inside functions, so that `--help` stays fast.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from invdiff.errors import ImageError, NumericalError, UsageError
-from invdiff.files.atomic import all_or_nothing, atomic_path
-from invdiff.files.decoding import MAX_PIXELS, read_array, read_npy, read_picture, read_tiff
+from invdiff.files.atomic import atomic_path
+from invdiff.files.decoding import read_array, read_npy, read_picture, read_tiff
 from invdiff.files.encoding import encode, rounded
 
 if TYPE_CHECKING:
@@ -29,22 +29,6 @@ if TYPE_CHECKING:
     import torch
 
     from invdiff.files.decoding import Decoded
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "ImageFile",
-    "all_or_nothing",
-    "atomic_path",
-    "fit_channels",
-    "list_images",
-    "read_image",
-    "read_measurement",
-    "to_grid",
-    "write_image",
-    "write_json",
-    "write_measurement",
-]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 # What each format can store, its default first; 32 means float32, neither clipped nor rounded.
@@ -70,7 +54,7 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
     """Read one image file: PNG, JPEG, WebP, BMP, TIFF (8, 16 bit or float) or .npy ((C, H, W), (H, W, C), (H, W)).
 
     The EXIF orientation is applied. Raises ImageError, with the file and the fix, for anything that is not such a file,
-    is truncated, empty, above MAX_PIXELS (INVDIFF_MAX_PIXELS stands in), or holds NaN or infinity.
+    is truncated or empty, has more than MAX_PIXELS pixels (or INVDIFF_MAX_PIXELS), or holds NaN or infinity.
     """
     import numpy as np
     import torch
@@ -200,7 +184,7 @@ def write_json(path: str | os.PathLike[str], obj: Any) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Plain data for JSON, as `write_json` describes."""
+    """The value as plain data for JSON, converted as `write_json` says."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -238,7 +222,7 @@ def write_image(path: str | os.PathLike[str], tensor: torch.Tensor, bits: int | 
 
 
 def write_measurement(path: str | os.PathLike[str], y: torch.Tensor, bits: int | None = None) -> float:
-    """As write_image, but an .npy keeps a measurement of any shape, a vector included, as it is."""
+    """As write_image, but an .npy takes a measurement of any shape, vectors included."""
     import numpy as np
 
     if Path(path).suffix.lower() != ".npy" or y.ndim == 3:
@@ -252,7 +236,7 @@ def write_measurement(path: str | os.PathLike[str], y: torch.Tensor, bits: int |
 
 
 def _pixels(tensor: torch.Tensor, path: str | os.PathLike[str]) -> np.ndarray:
-    """The tensor as (H, W, C) float32, checked to be one finite image; perhaps its own memory."""
+    """The tensor as (H, W, C) float32, checked to be one finite image. The result may share the tensor's memory."""
     if not tensor.is_floating_point():
         raise UsageError(f"cannot write {tensor.dtype} to {path}: give floats in [0, 1], for instance x.float() / 255.")
     image = tensor[0] if tensor.ndim == 4 and len(tensor) == 1 else tensor
@@ -263,7 +247,7 @@ def _pixels(tensor: torch.Tensor, path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _finite(tensor: torch.Tensor, path: str | os.PathLike[str]) -> torch.Tensor:
-    """The tensor in float32 on the CPU, without NaN and infinity."""
+    """The tensor in float32 on the CPU. Raises NumericalError for NaN and infinity."""
     values = tensor.detach().float().cpu()
     bad = int((~values.isfinite()).sum())
     if bad:

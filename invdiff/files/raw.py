@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 HDF5_SUFFIXES = (".h5", ".hdf5")
 SUFFIXES = (".npy", ".npz", *HDF5_SUFFIXES, ".tif", ".tiff")
 AXES = ("C", "HW", "CHW")
-"""What a measurement may have; without a name these are the axes of one, two and three dimensions."""
+"""The axes that a measurement may have; where none are given, an array of 1, 2 or 3 dimensions has these."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Layout:
 
     @property
     def given(self) -> bool:
-        """Whether anything is said."""
+        """Whether the user set any of the fields."""
         return self != Layout()
 
 
 def is_raw(path: Path, layout: Layout) -> bool:
-    """Whether a file is read here: an HDF5 file always, the others where a layout is given."""
+    """Whether `read_raw` reads a file: an HDF5 file always, the other formats only where a layout is given."""
     return path.suffix.lower() in (SUFFIXES if layout.given else HDF5_SUFFIXES)
 
 

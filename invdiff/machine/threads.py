@@ -1,4 +1,4 @@
-"""Threads and signals around a loop: stopping at a signal, preparing inputs ahead, finishing outputs behind."""
+"""Threads and signals around a loop: stop at a signal, prepare inputs in advance, finish outputs in the background."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 log: logging.Logger = logging.getLogger(__name__)
 
@@ -19,15 +19,15 @@ Item = TypeVar("Item")
 
 
 class StopFlag:
-    """True after the first Ctrl-C (or SIGTERM), so that the step in flight ends and the checkpoint is saved.
+    """True after the first Ctrl-C (or SIGTERM), so that the running step ends and the checkpoint is saved.
 
-    The second one interrupts at once, unless `patient`: a launcher of several processes passes on the signal that its
-    processes got from the terminal already, and kills them itself when they take too long.
+    The second one interrupts at once, unless `patient` is true: a launcher of several processes repeats the signal that
+    its processes have already received from the terminal, and kills them itself when they take too long.
     """
 
     def __init__(self, patient: bool = False) -> None:
         self.raised: bool = False
-        self.patient = patient
+        self.patient: bool = patient
         self._previous: dict[int, Any] = {}
 
     def __bool__(self) -> bool:
@@ -53,7 +53,7 @@ class StopFlag:
 
 @contextlib.contextmanager
 def beside(task: Callable[..., object]) -> Iterator[None]:
-    """Runs task(stop=...) in a thread while the block runs; stop() is true from its end on."""
+    """Runs task(stop=...) in a thread while the block runs; once the block has ended, stop() returns true."""
     ended = threading.Event()
     thread = threading.Thread(target=task, kwargs={"stop": ended.is_set}, daemon=True)
     thread.start()
@@ -64,36 +64,12 @@ def beside(task: Callable[..., object]) -> Iterator[None]:
         thread.join()
 
 
-class Prefetcher(Generic[T]):
-    """Yields make(step), make(step + 1), ... with `ahead` of them prepared ahead by `workers` threads."""
-
-    def __init__(self, make: Callable[[int], T], first: int, ahead: int = 4, workers: int = 1) -> None:
-        self._make, self._next = make, first
-        self._pool = ThreadPoolExecutor(workers)
-        self._pending = [self._submit() for _ in range(ahead)]
-
-    def _submit(self) -> Future[T]:
-        future = self._pool.submit(self._make, self._next)
-        self._next += 1
-        return future
-
-    def __enter__(self) -> Iterator[T]:
-        return self._batches()
-
-    def _batches(self) -> Iterator[T]:
-        while True:
-            batch = self._pending.pop(0).result()
-            self._pending.append(self._submit())
-            yield batch
-
-    def __exit__(self, *exc: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
-
-
-def ahead(make: Callable[[Item], T], items: Iterable[Item], count: int) -> Iterator[tuple[Item, Future[T]]]:
-    """(item, the future of make(item)) in order, made in a thread that is at most `count` items ahead."""
+def ahead(
+    make: Callable[[Item], T], items: Iterable[Item], count: int, workers: int = 1
+) -> Generator[tuple[Item, Future[T]], None, None]:
+    """(item, the future of make(item)) in order; `workers` threads make the results at most `count` items in advance."""
     queue: deque[tuple[Item, Future[T]]] = deque()
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(workers)
     try:
         for item in items:
             queue.append((item, pool.submit(make, item)))
@@ -106,10 +82,10 @@ def ahead(make: Callable[[Item], T], items: Iterable[Item], count: int) -> Itera
 
 
 class Behind:
-    """Runs tasks in their order in a thread, while the caller goes on; at most `count` wait.
+    """Runs tasks one after the other in a thread while the caller goes on; `submit` waits while more than `count` are left.
 
-    What a task raises comes out of a later `submit`, or at the end. When the block is left by an exception, what was
-    submitted is finished first.
+    An error of a task is raised by a later `submit` or at the end of the block. Where the block is left by an exception,
+    the submitted tasks are finished first.
     """
 
     def __init__(self, count: int) -> None:
@@ -133,14 +109,15 @@ class Behind:
 
 
 def local_processes() -> int:
-    """Training processes on this machine, as torchrun and accelerate announce them: they share its memory and cores."""
+    """The number of training processes on this machine, which share its memory and cores, as torchrun and accelerate
+    announce it."""
     with contextlib.suppress(ValueError):
         return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return 1
 
 
 def cores() -> int:
-    """Processor cores for this process: those it may run on, shared with the other training processes here."""
+    """The number of processor cores for this process: those it may run on, shared among the training processes here."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on Linux

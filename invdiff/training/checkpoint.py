@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import CheckpointError
+from invdiff.files.atomic import atomic_path, explained
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.stored.diffusers_folder import STATISTICS
 from invdiff.priors.stored.tensor_files import load_tensors, pipeline_index, save_network
@@ -113,43 +112,9 @@ class TrainingState:
         self.watch = dict(content.get("watch", {}))
 
 
-@contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turns the three kinds of error of a failed write, torch's and safetensors' among them, into a CheckpointError."""
-    from safetensors import SafetensorError
-
-    fix = "free some space there, or choose another --out; what was saved before is intact"
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            fix = "choose an --out that is a folder you may write to"
-        raise CheckpointError(f"cannot write {path}: {error.strerror or error}; {fix}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot write {path}: {error}; {fix}") from error
-    except RuntimeError as error:
-        if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise CheckpointError(f"cannot write {path}: the disk refused it, it is probably full; {fix}") from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path (`path`.part) that takes the place of `path` when the block ends, and is removed if it fails.
-
-    Its name is always the same, so a killed process leaves at most one, which the next write replaces.
-    """
-    temporary = path.with_name(f"{path.name}.part")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())  # on the disk before the rename is: a power cut leaves one of the two whole
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
+    """A temporary path that takes the place of `path` when the block ends. Raises CheckpointError for a failed write."""
+    return atomic_path(path, CheckpointError, durable=True)
 
 
 def write_recipe(config: TrainingConfig, path: Path) -> None:
@@ -171,7 +136,7 @@ def export_pipeline(
     part = out / "export.part"
     shutil.rmtree(part, ignore_errors=True)
     try:
-        with explained(out):
+        with explained(out, CheckpointError):
             save_network(copy.deepcopy(network).half(), part / "unet")
             scheduler.save_pretrained(part / "scheduler")
             write_recipe(config, part / "recipe.json")

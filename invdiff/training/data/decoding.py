@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from invdiff.errors import ImageError
-from invdiff.files.decoding import MAX_PIXELS, decode_deep_png, flatten, silenced, turn
+from invdiff.files.decoding import MAX_PIXELS, flatten, parse_npy, silenced, stored_pixels, tiff_array, turn
 from invdiff.files.images import LUMA
 from invdiff.training.data.entry import Entry
 
@@ -78,7 +78,7 @@ def decode_stored(content: bytes | np.ndarray, channels: int, value_range: Range
         if isinstance(content, np.ndarray):
             pixels = _arranged(content, channels)
         elif content[:6] == b"\x93NUMPY":
-            pixels = _arranged(_parse_npy(content), channels)
+            pixels = _arranged(parse_npy(content), channels)
         elif content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             pixels = _read_tiff(content, channels)
         else:
@@ -106,29 +106,9 @@ def _read_picture(data: bytes, channels: int) -> np.ndarray:
     with Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ImageError(f"more than {MAX_PIXELS} pixels; cut it into smaller ones, or save it as an .npy")
-        if image.format == "PNG" and data[24] == 16 and data[25] != 0:
-            pixels = _opaque(decode_deep_png(data).astype(np.uint16), channels)
-        else:
-            if channels == 1:
-                image.draft("L", None)  # JPEG stores luma: its colour need not be decoded
-            pixels = _pillow_pixels(image, channels)
-        return turn(pixels, image.getexif().get(274, 1), [])
-
-
-def _pillow_pixels(image: Image.Image, channels: int) -> np.ndarray:
-    mode = image.mode
-    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
-        return np.asarray(image).astype(np.uint16)[..., None]
-    if mode in ("I", "F"):
-        return np.asarray(image)[..., None]
-    if mode in ("LA", "RGBA") and len(mode) == channels:
-        return np.asarray(image)
-    plain = "L" if channels == 1 or mode in ("1", "L", "LA") else "RGB"
-    if mode.upper().endswith("A") or "transparency" in image.info:
-        colours = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colours.size, "white"), colours).convert("RGB")
-    pixels = np.asarray(image.convert(plain))
-    return pixels[..., None] if plain == "L" else pixels
+        if channels == 1:
+            image.draft("L", None)  # JPEG stores luma: its colour need not be decoded
+        return _opaque(stored_pixels(image, data, [])[0], channels)
 
 
 def _opaque(pixels: np.ndarray, channels: int, premultiplied: bool = False) -> np.ndarray:
@@ -146,12 +126,7 @@ def _read_tiff(data: bytes, channels: int) -> np.ndarray:
         series, page = file.series[0], file.pages.first
         if page.imagewidth * page.imagelength > MAX_PIXELS or series.size > 16 * MAX_PIXELS:
             raise ImageError(f"more than {MAX_PIXELS} pixels; cut it into smaller ones, or save it as an .npy")
-        try:
-            stored = series.asarray() if page.photometric in (0, 1, 2) else None  # grey of both kinds, RGB
-        except ValueError as error:  # a compression that tifffile leaves to the package imagecodecs
-            if "imagecodecs" not in str(error):
-                raise
-            stored = None
+        stored = tiff_array(series, page)
         if stored is None:
             # Pillow reads these, but reduces 16-bit colour to 8 bits.
             wide = page.dtype is None or (page.dtype.itemsize > 1 and page.samplesperpixel > 1)
@@ -170,23 +145,6 @@ def _read_tiff(data: bytes, channels: int) -> np.ndarray:
         if page.extrasamples and page.extrasamples[-1] in (1, 2) and stored.dtype in FULL_SCALE:
             stored = _opaque(stored, channels, premultiplied=page.extrasamples[-1] == 1)
         return turn(stored, page.tags.valueof(274, 1), [])
-
-
-def _parse_npy(data: bytes) -> np.ndarray:
-    """The array in an .npy, without a copy. numpy.load would allocate whatever a damaged header claims."""
-    file = io.BytesIO(data)
-    header = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(file) == (1, 0) else _header_2
-    shape, columns_first, dtype = header(file)
-    if dtype.hasobject:
-        raise ImageError("it holds Python objects, not numbers; save a numeric array")
-    count = int(np.prod(shape, dtype=object))
-    if count * dtype.itemsize > len(data) - file.tell():
-        raise ImageError(f"the file ends too early for its shape {shape}")
-    array = np.frombuffer(data, dtype, count, file.tell())
-    return array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
-
-
-_header_2 = np.lib.format.read_array_header_2_0
 
 
 def _arranged(array: np.ndarray, channels: int) -> np.ndarray:
