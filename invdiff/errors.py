@@ -1,4 +1,4 @@
-"""Errors that users meet. The command line prints their one line and chooses the exit code; nothing else is caught."""
+"""The errors that users meet. The command line prints their one line and exits with their code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class CheckpointError(InvdiffError):
 
 
 class PluginError(InvdiffError):
-    """A plug-in's own code failed; what it raised is the cause, and its traceback is shown before the line."""
+    """A plug-in's own code failed. Its exception is the cause, whose traceback is shown before the message."""
 
 
 class NumericalError(InvdiffError):
@@ -35,11 +35,11 @@ class NumericalError(InvdiffError):
 
 
 class InputWarning(UserWarning):
-    """What was given can be used, but perhaps not as it was meant; the message says what is done with it."""
+    """An argument can be used, but perhaps not as the user meant it; the message says what is done with it."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str], fix: str = "") -> UsageError:
-    """The error for a name that does not exist: lists what does and the closest match."""
+    """The error for a name that does not exist: it lists the names that do, and the closest match. fix: a sentence to add."""
     names = sorted(known)
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -48,5 +48,5 @@ def unknown(kind: str, name: str, known: Iterable[str], fix: str = "") -> UsageE
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, its class where it has none."""
+    """The first line of an error's message, or the name of its class where there is no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,1 +1,1 @@
-"""The forward process: noise schedules, levels, what a network predicts, and how its errors are weighed."""
+"""The forward process: noise schedules, noise levels, what a network predicts, and the weights of its errors."""

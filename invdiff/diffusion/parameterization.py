@@ -1,4 +1,4 @@
-"""The forms in which a diffusion network may answer, and how each becomes any other.
+"""The forms in which a diffusion network may answer, and the conversion of each into any other.
 
 With x_t = sqrt(abar) x_0 + sqrt(1 - abar) eps, in the network's units:
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     import torch
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
-"""What the networks of this package put out, by diffusers' names."""
+"""The outputs that a prior's network may have, by diffusers' names."""
 
 FORMS = (*PREDICTIONS, "score", "mean", "edm")
-"""What `convert` knows."""
+"""The forms that `convert` takes and gives."""
 
 
 def check_prediction(name: str) -> str:
@@ -85,41 +85,23 @@ def convert(
             raise unknown("form of a network's answer", form, FORMS)
     if source == target:
         return value
-    clean, epsilon = _clean_and_epsilon(source, value, x_t, abar, alpha)
-    if target == "mean":
-        alpha = _given(alpha)
-        return (x_t - (1 - alpha) / (1 - abar) ** 0.5 * epsilon) / alpha**0.5
-    if target in ("v_prediction", "edm"):
-        velocity = to_velocity(clean, epsilon, abar)
-        return velocity if target == "v_prediction" else -velocity
-    if target == "score":
-        return to_score(epsilon, abar)
-    return clean if target == "sample" else epsilon
-
-
-def _clean_and_epsilon(
-    form: str,
-    value: torch.Tensor,
-    x_t: torch.Tensor,
-    abar: torch.Tensor | float,
-    alpha: torch.Tensor | float | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(x_0, eps): what the form holds as it is, the other one from x_t."""
-    signal, noise = abar**0.5, (1 - abar) ** 0.5
-    if form == "sample":
-        return value, to_epsilon(value, x_t, abar)
-    if form in ("v_prediction", "edm"):
-        velocity = value if form == "v_prediction" else -value
-        return to_clean("v_prediction", velocity, x_t, abar), noise * x_t + signal * velocity
-    if form == "mean":
-        alpha = _given(alpha)
-        epsilon = (x_t - alpha**0.5 * value) * noise / (1 - alpha)
-    else:
-        epsilon = value if form == "epsilon" else -noise * value
-    return to_clean("epsilon", epsilon, x_t, abar), epsilon
-
-
-def _given(alpha: torch.Tensor | float | None) -> torch.Tensor | float:
     if alpha is None:
-        raise UsageError("the mean of the reverse step needs alpha_t as well; pass alpha=schedule.alphas[t]")
-    return alpha
+        if "mean" in (source, target):
+            raise UsageError("the mean of the reverse step needs alpha_t as well; pass alpha=schedule.alphas[t]")
+        alpha = 1.0  # no other form depends on it
+    signal, noise = abar**0.5, (1 - abar) ** 0.5
+    if source in ("v_prediction", "edm"):
+        velocity = value if source == "v_prediction" else -value
+        clean, epsilon = to_clean("v_prediction", velocity, x_t, abar), noise * x_t + signal * velocity
+    elif source == "sample":
+        clean, epsilon = value, to_epsilon(value, x_t, abar)
+    else:
+        if source == "mean":
+            value = (x_t - alpha**0.5 * value) * noise / (1 - alpha)
+        epsilon = -noise * value if source == "score" else value
+        clean = to_clean("epsilon", epsilon, x_t, abar)
+    if target == "mean":
+        return (x_t - (1 - alpha) / noise * epsilon) / alpha**0.5
+    velocity = to_velocity(clean, epsilon, abar)
+    answers = {"sample": clean, "epsilon": epsilon, "v_prediction": velocity, "edm": -velocity}
+    return to_score(epsilon, abar) if target == "score" else answers[target]

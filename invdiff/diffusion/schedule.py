@@ -4,8 +4,8 @@ Discrete chain (Ho, Jain, Abbeel 2020, "Denoising Diffusion Probabilistic Models
 The time index runs t = 0 .. T-1, as in diffusers: index t is the paper's step t + 1, and "t = -1" is the clean image,
 abar_{-1} = 1. Continuous limit: the VP-SDE (Song et al. 2021, https://arxiv.org/abs/2011.13456, eq. 11).
 
-Everything here is in the network's units, images in [-1, 1]. The conversion to [0, 1] (a factor of two in sigma) is the
-business of `invdiff.priors`, and of nothing else.
+Everything here is in the network's units, images in [-1, 1]. The conversion to [0, 1], a factor of two in sigma, is done
+in `invdiff.priors` and nowhere else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array = np.ndarray
 
 
 class MeanVariance(NamedTuple):
-    """mean = x_coefficient * x + other_coefficient * other, variance of each coordinate."""
+    """A Gaussian with independent coordinates: its mean, and the variance of each coordinate."""
 
     mean: Any
     variance: Any
@@ -99,8 +99,8 @@ class Schedule:
 
     @classmethod
     def named(cls, name: str = "linear", steps: int = 1000, start: float = 1e-4, end: float = 0.02) -> Schedule:
-        """The schedules of the literature: linear, scaled_linear (= quadratic), cosine. `cosine` ignores no argument:
-        its two constants are fixed by its paper, so `start` and `end` other than the defaults are refused."""
+        """A schedule of the literature by name: linear, scaled_linear (also called quadratic) or cosine. The two constants of
+        `cosine` are fixed by its paper, so a `start` or `end` other than the default is refused."""
         if name not in _TABLES:
             raise unknown("schedule", name, _TABLES)
         if int(steps) != steps or steps < 1:
@@ -190,7 +190,7 @@ class Schedule:
 
     def t(self, sigma: Any) -> Any:
         """The fractional t with sigma(t) = sigma; below sigma_0 and above sigma_{T-1} it is the nearest end, because
-        the network was never shown other values of t. Raises UsageError unless sigma > 0."""
+        the network was trained at no other values of t. Raises UsageError unless sigma > 0."""
         sigma = np.asarray(sigma, dtype=np.float64)
         if not (np.isfinite(sigma) & (sigma > 0)).all():
             raise UsageError(f"sigma must be positive and finite, got {sigma}")
@@ -242,9 +242,9 @@ class Schedule:
         beta, integral = self._pieces
         total = np.log1p(sigma**2)
         piece = np.clip(np.searchsorted(integral, total, side="right") - 1, 0, len(self) - 1)
-        missing = np.minimum(total, integral[-1]) - integral[piece]
+        remaining = np.minimum(total, integral[-1]) - integral[piece]
         slope = (beta[piece + 1] - beta[piece]) * len(self)
-        # The root of slope/2 u^2 + beta u = missing, in the form that also holds for slope = 0.
-        root = np.sqrt(np.maximum(beta[piece] ** 2 + 2 * slope * missing, 0.0))
-        u = 2 * missing / (beta[piece] + root)
+        # The root of slope/2 u^2 + beta u = remaining, in the form that also holds for slope = 0.
+        root = np.sqrt(np.maximum(beta[piece] ** 2 + 2 * slope * remaining, 0.0))
+        u = 2 * remaining / (beta[piece] + root)
         return (piece / len(self) + u + np.maximum(total - integral[-1], 0.0) / beta[-1])[()]

@@ -111,7 +111,9 @@ def parameters(s: Subject) -> Line:
         return not_applicable("made of other operators in Python: no command line builds it")
     plain = (str, int, float, bool)
     bare = [
-        f.name for f in dataclasses.fields(op) if "kind" not in f.metadata and isinstance(getattr(op, f.name), plain)
+        f.name
+        for f in dataclasses.fields(op)
+        if "declaration" not in f.metadata and isinstance(getattr(op, f.name), plain)
     ]
     if bare:
         cause = f'declare it: {bare[0]}: ... = parameter(..., help="...")'

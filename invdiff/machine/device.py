@@ -1,4 +1,4 @@
-"""Which device and which arithmetic: the one place that chooses them."""
+"""The choice of the device and of the floating-point precision; nothing else chooses them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cuda", "mps", "cpu")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 PRECISION_NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""The value of --precision for a torch dtype as records name it."""
+"""The value of --precision for the name of a torch dtype, as records hold it."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The torch device for a name of DEVICES (or "cuda:1"); auto is CUDA, else MPS, else CPU.
+    """The torch device for a name of DEVICES or such as "cuda:1"; auto is CUDA, else MPS, else CPU.
 
-    Raises UsageError for any other name, and if the device is not there.
+    Raises UsageError for any other name, and for a device that this machine does not have.
     """
     import torch
 
@@ -66,7 +66,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
 
 
 def precisions(device: torch.device) -> list[str]:
-    """The names of PRECISIONS, but auto, whose arithmetic the device has in hardware."""
+    """The names of PRECISIONS, without auto, that the device computes in hardware."""
     return ["fp32", *(["bf16"] if _has_bf16(device) else []), *([] if device.type == "cpu" else ["fp16"])]
 
 
@@ -87,14 +87,14 @@ def _has_bf16(device: torch.device) -> bool:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout of weights in which networks are fastest, where that was measured (benchmarks/network_call.py)."""
+    """The memory layout of weights in which networks run fastest on the device, as benchmarks/network_call.py measured it."""
     import torch
 
     return torch.channels_last if device.type == "cpu" else torch.contiguous_format
 
 
 def check_compiler() -> None:
-    """Raise UsageError unless `torch.compile` finds what it needs here."""
+    """Raise UsageError unless `torch.compile` finds the compiler that it needs."""
     import torch
 
     if not torch.cuda.is_available() and shutil.which(os.environ.get("CXX", "g++")) is None:
@@ -105,8 +105,8 @@ def check_compiler() -> None:
 
 
 def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to dtype on device; nothing at all for float32. keep: whether a weight is cast once inside the block, or
-    at every use."""
+    """A context of torch's autocast to dtype on the device, which does nothing for float32. keep: whether a weight is cast
+    once inside the block, and not at every use."""
     import torch
 
     if dtype == torch.float32:
@@ -115,8 +115,8 @@ def autocast(device: torch.device, dtype: torch.dtype, *, keep: bool = True) -> 
 
 
 def keep_single_precision(device: torch.device, dtype: torch.dtype) -> None:
-    """Where float32 is asked for on a CUDA device, turn TF32 off for the whole process: torch lets convolutions compute in
-    TF32, of ten bits of precision, unless it is told not to, forward and backward."""
+    """Turn TF32 off for the whole process where float32 is asked for on a CUDA device: by default torch computes
+    convolutions, forward and backward, in TF32, which has ten bits of precision."""
     import torch
 
     if device.type == "cuda" and dtype == torch.float32:
@@ -124,6 +124,6 @@ def keep_single_precision(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def limit_threads() -> None:
-    """Let idle OpenMP threads sleep instead of spin, unless the user said otherwise. Call before torch is imported:
-    a spinning pool slows every other process on a small machine."""
+    """Let idle OpenMP threads sleep instead of spin, unless OMP_WAIT_POLICY is set. Call it before torch is imported.
+    Spinning threads slow down every other process on a small machine."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -1,8 +1,10 @@
-"""Random numbers for an accelerator: drawn by the processor, as on every device, but while the accelerator computes.
+"""Random numbers for an accelerator, drawn by the processor while the accelerator computes.
 
-A GPU denoises sixteen images of 256 x 256 in the time in which one processor core draws the noise of three. So rows are
-drawn side by side, each by its own generator, and the next ones already during the step: what is drawn ahead is taken if
-it is what is asked for next, and undone otherwise, so that the numbers are always those of drawing on demand.
+Numbers are drawn by the processor on every device, so that a result does not depend on the device. A GPU denoises sixteen
+images of 256 x 256 in the time in which one processor core draws the noise of three. So the rows are drawn in parallel, each
+by its own generator, and those of the next step already during the running one. Numbers drawn in advance are used if the
+next request asks for them; otherwise the generators' states are restored, so that the numbers are always those of drawing
+on demand.
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ import torch
 from invdiff.machine.threads import cores
 
 LARGEST = 2**26
-"""Numbers up to which the next ones are drawn ahead: they take memory that the system does not get back."""
+"""How many numbers are drawn in advance at most: they take pinned memory, which the system does not get back."""
 
 Make = Callable[..., torch.Tensor]
 Wanted = tuple[Make, tuple[int, ...]]
 
 
 class Ahead:
-    """Draws make(shape, generator=g) for each generator, to a device. pinned: into memory that a GPU copies by itself."""
+    """Draws make(shape, generator=g) with each generator, and copies the rows to a device. pinned: draw into memory from
+    which a GPU copies without waiting."""
 
     def __init__(
         self, generators: Sequence[torch.Generator], dtype: torch.dtype, device: torch.device, pinned: bool = True
@@ -40,14 +43,16 @@ class Ahead:
             rows, futures = self._start(wanted)
             _wait(futures)
         result = rows.to(self._device, non_blocking=self._pinned)
-        if wanted == self._last and rows.numel() <= LARGEST:  # twice in a row: most likely asked for again
+        if (
+            wanted == self._last and rows.numel() <= LARGEST
+        ):  # the same request twice in a row: most likely it comes again
             states = [g.get_state() for g in self._generators]
             self._next = (wanted, states, *self._start(wanted))
         self._last = wanted
         return result
 
     def undo(self) -> None:
-        """Give the generators the states they had before what was drawn ahead."""
+        """Drop the numbers drawn in advance, and give the generators the states they had before."""
         if self._next is not None:
             _, states, _, futures = self._next
             self._next = None
@@ -68,7 +73,7 @@ class Ahead:
 
     def _start(self, wanted: Wanted) -> tuple[torch.Tensor, list[Future[torch.Tensor]]]:
         make, shape = wanted
-        with torch.inference_mode(False):  # the threads that write to them know nothing of the caller's mode
+        with torch.inference_mode(False):  # the drawing threads are not in the caller's inference mode
             rows = torch.empty((len(self._generators), *shape), dtype=self._dtype, pin_memory=self._pinned)
         pool = _threads()
         return rows, [pool.submit(make, shape, generator=g, out=r) for g, r in zip(self._generators, rows, strict=True)]

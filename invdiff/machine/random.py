@@ -12,8 +12,8 @@ from invdiff.machine.draws_ahead import Ahead
 
 
 def generator(seed: int, image: str | int, sample: int) -> torch.Generator:
-    """The random generator (on the CPU, for all devices alike) of one sample of one image. Nothing else decides its
-    numbers: not the batch, not the order.
+    """The random generator of one sample of one image, on the CPU whatever the device. Its numbers depend on these three
+    arguments alone, not on the batch or the order.
 
     Raises UsageError for a negative seed.
     """
@@ -24,26 +24,26 @@ def generator(seed: int, image: str | int, sample: int) -> torch.Generator:
 
 
 class Draws:
-    """Standard normal noise for a batch, one generator per row."""
+    """The random numbers of a run for a batch, drawn with one generator for each row (B of them)."""
 
     def __init__(self, generators: Sequence[torch.Generator], shape: tuple[int, ...], like: torch.Tensor) -> None:
         self._generators, self._shape, self._like = list(generators), tuple(shape), like
         self._ahead = Ahead(self._generators, like.dtype, like.device) if like.is_cuda else None
 
     def __call__(self) -> torch.Tensor:
-        """(B, *shape) of independent N(0, 1), of an image's shape."""
+        """(B, *shape) independent N(0, 1) numbers, `shape` being the image's shape given at construction."""
         return self.normal(*self._shape)
 
     def normal(self, *shape: int) -> torch.Tensor:
-        """(B, *shape) of independent N(0, 1), of any shape: noise of a measurement, or of many particles."""
+        """(B, *shape) independent N(0, 1) numbers of any shape, such as the noise of a measurement or of many particles."""
         return self._draw(torch.randn, shape)
 
     def uniform(self, *shape: int) -> torch.Tensor:
-        """(B, *shape) of independent uniform numbers in [0, 1)."""
+        """(B, *shape) independent uniform numbers in [0, 1)."""
         return self._draw(torch.rand, shape)
 
     def sample(self, draw: Callable[[int, torch.Generator], torch.Tensor], count: int = 1) -> torch.Tensor:
-        """(B * count, ...): `count` draws for each row by draw(count, generator), which a prior's `sample` is."""
+        """(B * count, ...): `count` samples for each row from draw(count, generator), such as a prior's `sample`."""
         if self._ahead:
             self._ahead.undo()
         return torch.cat([draw(count, g) for g in self._generators])

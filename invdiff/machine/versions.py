@@ -5,18 +5,19 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("invdiff")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0+unknown"
+
+def installed(package: str, otherwise: str = "not installed") -> str:
+    """The installed version of a package, or `otherwise`."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return otherwise
+
+
+__version__ = installed("invdiff", "0+unknown")  # unknown in a checkout that was never installed
 
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
     found = {"python": platform.python_version(), "invdiff": __version__}
-    for name in ("torch", "diffusers", "deepinv", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return found | {name: installed(name) for name in ("torch", "diffusers", "deepinv", "numpy")}

@@ -1,4 +1,4 @@
-"""A prior that counts its calls."""
+"""A wrapper that counts the network calls of a prior."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from invdiff.priors.prior import Prior, Sigma, WrappedPrior
 
 
 class CountedPrior(WrappedPrior):
-    """A prior that counts its calls: the number of function evaluations (NFE) for each of `rows` samples."""
+    """Counts the calls of a prior: the number of function evaluations (NFE) for each of `rows` samples."""
 
     images: int
 
     def __init__(self, prior: Prior, rows: int = 1) -> None:
         super().__init__(prior)
         self.rows = rows
-        self.images = 0
+        self.images: int = 0
 
     @property
     def calls(self) -> int:
-        """Network calls for each sample, on average, rounded up: all particles of a population count."""
+        """Network calls for each sample, on average and rounded up, the particles of a population included."""
         return -(-self.images // self.rows)
 
     @property

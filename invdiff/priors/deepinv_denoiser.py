@@ -15,7 +15,7 @@ from invdiff.priors.stored.environment import explain_import_failure
 
 
 class DeepinvPrior(Prior):
-    """Any deepinv `Denoiser`, or any callable denoiser(x, sigma), as E[x_0 | x_0 + sigma n = x].
+    """Any deepinv `Denoiser`, or any callable denoiser(x, sigma), as a prior E[x_0 | x_0 + sigma n = x].
 
     denoiser: takes x (B, C, H, W) near [0, 1] and sigma, a float or (B,). Modules with parameters are put in evaluation
         mode, frozen, and given x in the dtype of their parameters.
@@ -41,7 +41,8 @@ class DeepinvPrior(Prior):
             denoiser.eval().requires_grad_(False)
         self.denoiser = denoiser
         self.channels = channels
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
+        self.sigma_min: float = float(sigma_min)
+        self.sigma_max: float = float(sigma_max)
         # Four standard deviations of a natural image; denoisers made for photographs rarely know more noise than that.
         self.sigma_start: float | None = min(1.0, self.sigma_max)
 

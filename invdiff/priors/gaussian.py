@@ -15,7 +15,7 @@ class GaussianPrior(GaussianMixturePrior):
     """p(x_0) = N(mu, C): E[x_0 | x] = mu + C (C + sigma^2 I)^-1 (x - mu), and an exact posterior for any matrix.
 
     mean: (n,) or (C, H, W); covariance, on the flattened image: (n, n) matrix, (n,) diagonal or a variance.
-    dtype: of the arithmetic inside. Methods, limits and errors are those of GaussianMixturePrior.
+    dtype: the dtype of the arithmetic inside. Methods, noise levels and errors are those of GaussianMixturePrior.
     """
 
     def __init__(self, mean: Any, covariance: Any, *, dtype: torch.dtype = torch.float64) -> None:

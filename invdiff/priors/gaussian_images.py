@@ -1,12 +1,12 @@
-"""Pictures as a Gaussian field: what is left to know of them where the noise drowns all but light, colour and shading.
+"""Images as a Gaussian random field, a denoiser for noise so high that only brightness, colour and shading remain visible.
 
 Above a noise level of about eight deviations of a pixel the score of an image distribution is, to a good approximation,
 that of the Gaussian with the same mean and covariance (Wang & Vastola 2023, "The Hidden Linear Structure in Score-Based
-Models and its Application", https://arxiv.org/abs/2311.10892). There a network that predicts the noise says little: its
-error counts sigma times in E[x_0 | x]. The closed form has no such error.
+Models and its Application", https://arxiv.org/abs/2311.10892). A network that predicts the noise is of little use there,
+because its error enters E[x_0 | x] multiplied by sigma. The closed form has no such error.
 
-The covariance is the product of one between the channels and one between places, which depends on distance alone and
-mirrors at the edges, so that the cosine transform (DCT-II) diagonalises it for every image size:
+The covariance is the product of one between channels and one between pixels; the latter depends on distance alone, with
+mirrored edges, so that the cosine transform (DCT-II) diagonalises it for every image size:
 
     Cov = C (x) S,    S(f) = scale (f^2 + corner^2 / (H W))^(-exponent / 2),    f in cycles per pixel
 
@@ -30,9 +30,11 @@ import torch
 from invdiff.errors import UsageError
 from invdiff.priors.prior import Sigma, per_sample
 
-# Below this share of the largest, the variance of a direction of colour is rounding, as in grey pictures kept as colour.
+# A colour direction whose variance is below this fraction of the largest one holds only rounding errors, as in grey
+# pictures stored in colour.
 _NO_VARIANCE = 1e-6
-# Cycles per pixel between which the power law is fitted: below, a crop holds too few waves; above, lenses and JPEG decide.
+# The frequencies, in cycles per pixel, between which the power law is fitted: a crop holds too few waves of lower ones, and
+# lenses and JPEG compression shape the higher ones.
 _FITTED = (1 / 48, 1 / 4)
 _STEEPEST = 4.0
 
@@ -59,7 +61,7 @@ class GaussianImages:
 
     @classmethod
     def fit(cls, crops: np.ndarray) -> GaussianImages | None:
-        """From square crops (n, C, side, side) in [0, 1], some hundreds; None where they have no variance to speak of."""
+        """Fit the model to some hundred crops (n, C, side, side) in [0, 1]; None where their variance is almost zero."""
         crops = np.asarray(crops, dtype=np.float64)
         side = crops.shape[-1]
         mean = crops.mean((0, 2, 3))
@@ -92,7 +94,7 @@ class GaussianImages:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GaussianImages:
-        """From what `to_dict` gave. Raises UsageError for anything else."""
+        """The inverse of `to_dict`. Raises UsageError for any other mapping."""
         try:
             return cls(
                 tuple(map(float, values["mean"])),
@@ -114,7 +116,7 @@ class GaussianImages:
         return mean + torch.einsum("cd,bdhw->bchw", basis, rows.T @ waves @ columns)
 
     def colour(self, white: torch.Tensor) -> torch.Tensor:
-        """A draw from the model, (B, C, H, W), out of white noise of that shape."""
+        """A sample of the model, (B, C, H, W), made from white noise of that shape."""
         spectrum, basis, rows, columns = self._parts(white)
         waves = rows.T @ (spectrum.sqrt() * white) @ columns
         return white.new_tensor(self.mean)[:, None, None] + torch.einsum("cd,bdhw->bchw", basis, waves)

@@ -35,7 +35,7 @@ class GaussianMixturePrior(Prior):
     dtype: of all arithmetic inside, and of what `sample`, `mean` and `covariance` return. `denoise` and `log_prob`
         return x's dtype, on x's device.
 
-    sigma_max is 50 times the largest root mean square of a projection of x_0, so x_0 is drowned there; sigma_min is
+    sigma_max is 50 times the largest root mean square of a projection of x_0, so x_0 cannot be seen there; sigma_min is
     1/100 of the smallest non-zero standard deviation, at most 1e-3 and at least 1e-6.
     Raises UsageError for wrong shapes, NaN, asymmetric matrices and negative eigenvalues.
     """
@@ -58,7 +58,7 @@ class GaussianMixturePrior(Prior):
         self._set(tuple(means.shape[1:]), flat, spectrum, weights.log())
 
     def _set(self, shape: tuple[int, ...], means: torch.Tensor, spectrum: Spectrum, log_weights: torch.Tensor) -> None:
-        """The state: image shape, means (K, n), covariances, log w (K,) up to a constant; and what follows from it."""
+        """Store image shape, means (K, n), covariances and log w (K,) up to a constant, and derive the noise levels."""
         self.shape = shape
         self.channels: int | None = shape[0] if len(shape) == 3 else None
         self._means, self._spectrum = means, spectrum
@@ -237,7 +237,8 @@ class GaussianMixturePrior(Prior):
         return self._moved[device]
 
 
-# Products in the place of differences are wrong by eps |mu|^2 / (L + sigma^2) in the exponent: used while that is below.
+# `_denoise_shared` computes products in place of differences, which is wrong by eps |mu|^2 / (L + sigma^2) in the exponent.
+# It is used while that error is below _LOST.
 _LOST = 1e-10
 
 

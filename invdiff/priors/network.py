@@ -1,4 +1,4 @@
-"""A trained network as a prior: [0, 1] outside, the network's [-1, 1] inside."""
+"""A trained network as a prior. Images are in [0, 1] outside and in the network's [-1, 1] inside."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ class NetworkPrior(Prior):
     schedule: its training schedule; prediction: "epsilon", "sample" or "v_prediction".
     multiple: images are padded to a multiple of this many pixels and cropped back, so every H x W works.
     precision: dtype of the network's arithmetic (autocast); everything around it keeps x's dtype.
-    compile: whether torch compiles the network for calls without a gradient, once for each size of image. None: no, but
-        a CUDA device runs it as `CudaNetwork` does, if in half precision. False: neither.
-    high_noise: a Gaussian model of the images, which answers above sigma_start in place of the network.
+    compile: whether torch compiles the network for calls without a gradient, once for each size of image. None: it does
+        not, but a CUDA device in half precision runs the network by `CudaNetwork`. False: neither.
+    high_noise: a Gaussian model of the images, which replaces the network above sigma_start.
     """
 
     channels: int
@@ -78,7 +78,7 @@ class NetworkPrior(Prior):
         # sigma is halved on the way out: [0, 1] is half as wide as [-1, 1].
         self.sigma_max: float = float(schedule.sigmas[-1]) / 2
         self.sigma_min: float = float(schedule.sigmas[0]) / 2
-        # Eight standard deviations of a natural image (about 1/4 on [0, 1]); calls above say next to nothing.
+        # Eight standard deviations of a natural image (about 1/4 on [0, 1]); calls above it contribute almost nothing.
         self.sigma_start: float | None = min(2.0, self.sigma_max)
 
     @property
@@ -100,7 +100,7 @@ class NetworkPrior(Prior):
     def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         """E[x_0 | x_0 + sigma n = x]. x (B, C, H, W), x_0 in [0, 1]; sigma in the same units, float or (B,).
 
-        sigma below or above the schedule's range is answered with the nearest level the network knows.
+        For sigma outside the schedule's range the network is called at its nearest noise level.
         Raises UsageError for a wrong number of channels or dimensions, and for sigma <= 0.
         """
         if x.ndim != 4:
@@ -116,13 +116,13 @@ class NetworkPrior(Prior):
         return self._ask(x, sigma)
 
     def in_closed_form(self, sigma: Sigma) -> bool:
-        """Whether the Gaussian model answers alone at these levels, for the image as a whole."""
+        """Whether the Gaussian model alone denoises at these noise levels; it needs the image as a whole."""
         return self.high_noise is not None and bool((_to_numpy(sigma) > self.sigma_start).all())
 
     def _ask(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         levels = per_sample(sigma, x) * 2
         times = self.schedule.t(_to_numpy(sigma).reshape(-1) * 2)
-        if len(times) == 1:  # a number: filled in on the device, which need not wait for a copy
+        if len(times) == 1:  # one number is created on the device, which then need not wait for a copy
             t = torch.full((1,), float(times[0]), dtype=torch.float32, device=x.device)
         else:
             t = torch.as_tensor(times, dtype=torch.float32, device=x.device)
@@ -134,11 +134,11 @@ class NetworkPrior(Prior):
     def _predict(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         height, width = x_t.shape[-2:]
         output = self.call_network(pad_to_multiple(x_t, self.multiple), t)[:, : x_t.shape[1], :height, :width]
-        # The data steps of solvers transform rows and columns: plane by plane, whatever the network's own layout.
+        # Contiguous planes, whatever the network's own layout, because data steps transform rows and columns.
         return output.to(x_t.dtype, memory_format=torch.contiguous_format)
 
     def call_network(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The network alone, in its own variables: x_t (B, C, H, W) on [-1, 1], H and W multiples of `multiple`, t (B,)."""
+        """The network's output for x_t (B, C, H, W) on [-1, 1], with H and W multiples of `multiple`, and t (B,)."""
         plain = not torch.is_grad_enabled()
         weights = next(self.network.parameters()).dtype
         with torch.inference_mode(plain), autocast(x_t.device, self.precision):
@@ -146,13 +146,13 @@ class NetworkPrior(Prior):
         return getattr(output, "sample", output)
 
     def _callable(self, plain: bool) -> Any:
-        """The network, or the form of it that is quicker here. A compiled one allows only one backward pass, and is for
-        calls without a gradient."""
+        """The network, or its fastest form on this device. plain: whether no gradient is wanted; a compiled network allows
+        one backward pass only, so it is used for these calls alone."""
         if self._plainly:
             return self.network
         if self.compile is None and self.device.type == "cuda" and self.precision != torch.float32:
             if self._quick is None or self._quick.precision != self.precision or self._quick.device != self.device:
-                with torch.inference_mode(False):  # its weights take part in gradients, too
+                with torch.inference_mode(False):  # so that its weights can be used where gradients are wanted, too
                     self._quick = CudaNetwork(self.network, self.precision)
             return self._quick
         if not (self.compile and plain):
@@ -163,7 +163,7 @@ class NetworkPrior(Prior):
 
     @contextlib.contextmanager
     def plainly(self) -> Iterator[None]:
-        """Inside, `network` itself is called, and no other form of it: for who replaces something in it."""
+        """A context in which `network` itself is called and no faster form of it, so that its modules can be replaced."""
         before, self._plainly = self._plainly, True
         try:
             yield
@@ -171,14 +171,14 @@ class NetworkPrior(Prior):
             self._plainly = before
 
     def forget_graphs(self) -> None:
-        """Give back the memory of a CUDA device that calls to come would only make quicker."""
+        """Free the CUDA memory that is held only to make later calls faster."""
         if self._quick is not None:
             self._quick.forget_graphs()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the other forms of the network, which are made again when they are needed."""
+        """The state without the faster forms of the network, which are made again when they are needed."""
         return self.__dict__ | {"_quick": None, "_compiled": None}
 
     def describe(self) -> dict[str, Any]:

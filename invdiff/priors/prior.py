@@ -24,11 +24,11 @@ def per_sample(sigma: Sigma, x: torch.Tensor) -> torch.Tensor:
     """
     if isinstance(sigma, torch.Tensor):
         values = sigma.to(x.device, x.dtype)
-    else:  # filled in on the device: a copy to an accelerator would wait for what it is computing
+    else:  # created on the device: a copy to an accelerator would wait until it has finished computing
         values = torch.full((1,), float(sigma), dtype=x.dtype, device=x.device)
     if values.numel() not in (1, x.shape[0]):
         raise UsageError(f"sigma needs one value, or one per image ({x.shape[0]}), got {values.numel()}")
-    # Looked at where it came from: reading it back from an accelerator would stall it.
+    # The argument is checked, not its copy: reading that back from an accelerator would stall it.
     lowest = float(sigma.min()) if isinstance(sigma, torch.Tensor) else float(sigma)
     if not lowest > 0:
         raise UsageError(f"sigma must be positive, got {lowest:.6g}")
@@ -36,23 +36,23 @@ def per_sample(sigma: Sigma, x: torch.Tensor) -> torch.Tensor:
 
 
 class Prior:
-    """Anything with `denoise(x, sigma)`. A subclass writes that one method.
+    """A prior is anything with `denoise(x, sigma)`; a subclass writes that one method.
 
     x: (B, ...) float tensor, images (B, C, H, W) with x_0 in [0, 1]; sigma: noise standard deviation in the same units,
-    a float or a tensor (B,). A prior is callable, so it is a denoiser to whoever expects one.
+    a float or a tensor (B,). A prior is callable, so it can stand where a denoiser(x, sigma) is expected.
     """
 
     channels: int | None = None
     """Number of channels the prior was made for, or None if it takes any."""
 
     sigma_max: float = 40.0
-    """The largest noise level, in [0, 1] units, at which it makes sense to ask: x_0 is drowned there."""
+    """The largest noise level, in [0, 1] units, at which it is worth denoising: x_0 cannot be seen in x there."""
 
     sigma_start: float | None = None
-    """Where solvers start by default: a level that already drowns what a measurement has not told. None: sigma_max."""
+    """The noise level at which solvers start by default, high enough to hide what y does not determine. None: sigma_max."""
 
     sigma_min: float = 1e-3
-    """The smallest noise level at which the prior still tells noise from image."""
+    """The smallest noise level at which the prior can still separate noise from image."""
 
     can_sample: bool = False
     """Whether `sample` draws from the prior itself, without a diffusion."""
@@ -63,7 +63,7 @@ class Prior:
 
     @property
     def coarse(self) -> bool:
-        """Whether answers are rounded to half precision, so that nothing around them needs every digit of a single one."""
+        """Whether the answers are rounded to half precision, so that computations on them need no more digits than that."""
         return False
 
     def denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Prior:
 
     def to_deepinv(self) -> Any:
         """A `deepinv.models.Denoiser` (a torch module) that answers with this prior."""
-        # Found by name: the denoiser is built on this class, and brings deepinv with it.
+        # Imported by name, because that module imports this one.
         return import_target("invdiff.priors.deepinv_denoiser:as_deepinv_denoiser")(self)
 
     def describe(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Prior:
 
 
 class WrappedPrior(Prior):
-    """A prior that answers in the place of another, with its levels, schedule, channels and device."""
+    """A prior that wraps another one and has its noise levels, schedule, channels and device."""
 
     sigma_max: float
     sigma_min: float

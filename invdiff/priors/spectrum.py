@@ -1,4 +1,4 @@
-"""Covariances as eigenvalues and an optional basis, so that scalar, diagonal and dense ones share every formula."""
+"""Covariances as eigenvalues and an optional basis, so that every formula holds for scalar, diagonal and dense ones."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Spectrum:
 
     @classmethod
     def of(cls, covariances: Any, count: int, size: int, dtype: torch.dtype, name: str = "covariances") -> Spectrum:
-        """From what a user writes: (), (n,), (n, n) shared; (K,), (K, n), (K, n, n) one each; a leading 1
-        is shared too.
+        """The spectrum of a user's covariances: of shape (), (n,) or (n, n) for one shared by all components; (K,), (K, n) or
+        (K, n, n) for one each. A leading 1 also means shared.
 
         Raises UsageError for other shapes, asymmetric matrices and negative variances or eigenvalues.
         """

@@ -1,16 +1,16 @@
-"""A network's answer for large images, tile by tile: bounded memory, and the same picture whatever the tiles.
+"""A network prior for large images, evaluated tile by tile in bounded memory; the result does not depend on the tiles.
 
 Three things tie a pixel of E[x_0 | x] to the rest of the image:
 
 - convolutions, which reach `REACH` times the network's downsampling in practice (docs/tiles.md). Tiles overlap by more
-  than twice as much, start at multiples of the downsampling, and are blended by weights that vanish where a tile's own
-  edge is felt and sum to one;
-- GroupNorm, which averages over all that the network is shown, so that tiles on their own would answer as other images.
-  Mean and variance of every such layer are taken once for each call, together over windows spread across the image
-  (over all of it, if it is small), and all tiles share them;
-- attention, which sees its tile alone.
+  than twice as much and start at multiples of the downsampling. They are blended by weights that sum to one and vanish
+  where the edge of the tile has an effect;
+- GroupNorm, which averages over the network's whole input, so that each tile alone would be treated as another image.
+  Mean and variance of every such layer are computed once for each call, over windows spread across the image (over all
+  of it, if it is small), and all tiles share them;
+- attention, which is confined to the tile.
 
-The gradient is that of exactly this function: a backward pass computes each tile again and keeps one graph at a time.
+The gradient is exactly that of this function: a backward pass computes each tile again and keeps one graph at a time.
 """
 
 from __future__ import annotations
@@ -31,21 +31,22 @@ from invdiff.priors.tiles import Place, Tiles, windows
 from invdiff.specs.parameters import whole
 
 REACH = 3
-"""How far a change of one pixel is felt beside its effect on the averages, in units of the network's downsampling."""
+"""How far a change of one pixel reaches, its effect on the averages aside, in units of the network's downsampling."""
 TILE = 512
-"""Pixels a side of a tile, where the memory allows: larger ones take longer for each pixel on a CPU."""
+"""The side of a tile in pixels, where the memory allows: larger ones take longer for each pixel on a CPU."""
 WHOLE = 1024**2
 """Images of at most so many pixels are not cut, where the memory allows."""
 WINDOWS, WINDOW = 4, 128
-"""Averages are taken over WINDOWS x WINDOWS windows of so many pixels a side."""
+"""Averages are taken over WINDOWS x WINDOWS windows of WINDOW pixels a side."""
 TOGETHER = 16
-"""Tiles of TILE pixels that an accelerator is given at once, where the memory allows; a CPU gets one."""
+"""How many tiles of side TILE an accelerator computes at once, where the memory allows; a CPU computes one."""
 BYTES = {torch.float32: 56, torch.bfloat16: 33, torch.float16: 33}
-"""For each pixel and each channel of the first layer, without a gradient (docs/tiles.md)."""
+"""Bytes of activations for each pixel and each channel of the first layer, without a gradient (docs/tiles.md)."""
 WITH_GRADIENT = 4
+"""How many times as much a call takes whose gradient is wanted."""
 
 Statistics = list[torch.Tensor]
-"""Mean and variance (groups,) of each GroupNorm, one after the other."""
+"""Mean and variance (groups,) of each GroupNorm's input: [mean_1, variance_1, mean_2, ...]."""
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -68,10 +69,10 @@ def check_tile(tile: Any) -> int | str:
 
 
 def tiled(prior: Prior, tile: int | str = "auto") -> Prior:
-    """The prior, asked for tiles of images that are larger: of at most `tile` pixels a side, or as the memory allows
-    ("auto"); itself, if tile is "off", it has tiles already, or, with "auto", its answers are no network's.
+    """The prior, evaluated by tiles of at most `tile` pixels a side for larger images; "auto" chooses the side by the free
+    memory. The prior itself if tile is "off", if it is a TiledPrior, or if tile is "auto" and it is no NetworkPrior.
 
-    Raises UsageError for a tile that is too small for the network, and for one of a prior without a network.
+    Raises UsageError for a tile that is too small for the network, and for a number of pixels where there is no network.
     """
     tile = check_tile(tile)
     if tile == "off" or isinstance(prior, TiledPrior):
@@ -87,7 +88,7 @@ def tiled(prior: Prior, tile: int | str = "auto") -> Prior:
 
 
 class TiledPrior(WrappedPrior):
-    """A NetworkPrior that is asked for tiles of an image; small images it gets whole.
+    """A NetworkPrior that is evaluated by tiles of an image, and whole for a small one.
 
     tile: the largest side of a tile in pixels, or "auto". Where the memory does not suffice, fewer are computed at once,
     then smaller ones, from there on, and an InputWarning says so once. Not so for several images whole that keep their
@@ -108,15 +109,15 @@ class TiledPrior(WrappedPrior):
             )
         self.tile = tile
         self.used: int | None = None
-        """The largest side of the tiles of the latest image; None if it was taken whole."""
-        self._sides: dict[tuple[int, int], int | None] = {}  # of the tiles of each size of image
+        """The largest side of the tiles of the latest image; None if it was not cut."""
+        self._sides: dict[tuple[int, int], int | None] = {}  # the side of the tiles for each size of image
         self._together = 1  # images or tiles in the latest call
-        self._most: int | None = None  # of them at once, after a failure
-        self._limit: int | None = None  # of the side, after a failure
+        self._most: int | None = None  # the most images or tiles in one call, after one ran out of memory
+        self._limit: int | None = None  # the largest side, after a call ran out of memory
         self.told: bool = False
-        """Whether a warning said that the memory does not suffice."""
+        """Whether the warning that the memory does not suffice was given."""
         self.batch: int | None = None
-        """Images that a restoration takes at once at most; None until one ran out of memory."""
+        """How many images a restoration takes at once at most; None until one ran out of memory."""
 
     def describe(self) -> dict[str, Any]:
         return {**self.prior.describe(), "tile": "off" if self.used is None else self.used}
@@ -134,12 +135,12 @@ class TiledPrior(WrappedPrior):
 
     def _denoise(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         self.used = side = self._side(x)
-        # By rows: each image has statistics of its own.
+        # Image by image where tiles are used, because each has statistics of its own.
         rows = 1 if side is not None else min(len(x), self._most or len(x))
         self._together = rows
         if rows == len(x):
             return self._rows(x, sigma, side)
-        per_sample(sigma, x)  # to refuse a wrong number of them
+        per_sample(sigma, x)  # raises UsageError for a wrong number of noise levels
         several = isinstance(sigma, torch.Tensor) and sigma.numel() > 1
         levels = sigma.reshape(-1).split(rows) if several else [sigma] * -(-len(x) // rows)  # type: ignore[union-attr]
         return torch.cat([self._rows(*part, side) for part in zip(x.split(rows), levels, strict=True)])
@@ -157,11 +158,11 @@ class TiledPrior(WrappedPrior):
         return answer[..., : x.shape[-2], : x.shape[-1]]
 
     def tiles(self, x: torch.Tensor, side: int) -> Tiles:
-        """The tiles of at most this side for images like x, whose own sides are multiples of the network's."""
+        """The tiles of at most this side for images like x, whose sides are multiples of the network's downsampling."""
         return Tiles(x.shape[-2:], side, self.overlap, self.prior.multiple)
 
     def blend(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles) -> torch.Tensor:
-        """E[x_0 | x] of one image (1, C, H, W), out of its tiles."""
+        """E[x_0 | x] of one image (1, C, H, W), blended from its tiles."""
         statistics = self.statistics(x, sigma)
         answer = torch.zeros_like(x)
         with self._normalised_by(statistics):
@@ -183,7 +184,7 @@ class TiledPrior(WrappedPrior):
         return until_it_fits(lambda: self._pull_back(x, sigma, tiles, v), smaller)
 
     def _pull_back(self, x: torch.Tensor, sigma: Sigma, tiles: Tiles, v: torch.Tensor) -> torch.Tensor:
-        # Cloned, because what a network answers without gradients belongs to inference mode.
+        # Cloned, because without gradients the network computes in inference mode.
         statistics = [value.clone().requires_grad_() for value in self.statistics(x, sigma)]
         gradient = torch.zeros_like(x)
         shares = [torch.zeros_like(value) for value in statistics]
@@ -204,7 +205,7 @@ class TiledPrior(WrappedPrior):
             return gradient + torch.autograd.grad(self.statistics(leaf, sigma), leaf, shares)[0]
 
     def statistics(self, x: torch.Tensor, sigma: Sigma) -> Statistics:
-        """Mean and variance of every GroupNorm's input, over windows of one image (1, C, H, W) together."""
+        """Mean and variance of every GroupNorm's input over the windows of one image (1, C, H, W)."""
         found: dict[torch.nn.GroupNorm, tuple[torch.Tensor, torch.Tensor]] = {}
 
         def taking(norm: torch.nn.GroupNorm) -> Forward:
@@ -241,10 +242,8 @@ class TiledPrior(WrappedPrior):
     def _window(self) -> int:
         return max(WINDOW, 4 * self.prior.multiple)
 
-    # What fits.
-
     def _chunks(self, x: torch.Tensor, tiles: Tiles) -> Iterator[list[Place]]:
-        """The places of the tiles, as many at once as one call takes."""
+        """The places of the tiles, in lists of as many as one call takes."""
         pixels = tiles.size[0] * tiles.size[1]
         room = min((1 if x.device.type == "cpu" else TOGETHER) * TILE**2, int(self._room()))
         self._together = max(1, min(room // pixels, self._most or room, len(tiles.places)))
@@ -252,7 +251,7 @@ class TiledPrior(WrappedPrior):
             yield tiles.places[first : first + self._together]
 
     def _side(self, x: torch.Tensor) -> int | None:
-        """The largest side of the tiles for images like x (B, C, H, W); None: whole."""
+        """The largest side of the tiles for images like x (B, C, H, W); None where they are not cut."""
         size = (x.shape[-2], x.shape[-1])
         if size not in self._sides:
             self._sides[size] = self._choose(size) if self.tile == "auto" else int(self.tile)
@@ -269,7 +268,7 @@ class TiledPrior(WrappedPrior):
         return max(self.smallest, min(TILE, int(math.sqrt(room)) // 64 * 64))
 
     def _room(self) -> float:
-        """Pixels whose gradient takes half of the free memory."""
+        """How many pixels a call with a gradient can take in half of the free memory."""
         return free_memory(self.device) / (2 * WITH_GRADIENT * self._bytes_per_pixel())
 
     def _bytes_per_pixel(self) -> int:
@@ -278,7 +277,7 @@ class TiledPrior(WrappedPrior):
         return int(width * BYTES[self.prior.precision])
 
     def _least(self, size: tuple[int, int]) -> int:
-        """Bytes without which there is no answer for images of this size: one tile, or the windows together."""
+        """The least memory in bytes for images of this size: that of one tile or of all windows together."""
         pixels = min(size[0] * size[1], (WINDOWS * self._window) ** 2) if self._norms() else 0
         return max(self.smallest**2, pixels) * self._bytes_per_pixel()
 
@@ -311,7 +310,7 @@ class TiledPrior(WrappedPrior):
 
     @contextlib.contextmanager
     def _needed(self, x: torch.Tensor) -> Iterator[None]:
-        """Around what no smaller tile makes smaller: where the memory runs out there, it does not suffice."""
+        """A context for computations that smaller tiles do not make smaller: out of memory there is an InvdiffError."""
         try:
             yield
         except (RuntimeError, MemoryError) as error:
@@ -329,7 +328,7 @@ class TiledPrior(WrappedPrior):
 
 
 class _ByTiles(torch.autograd.Function):
-    """`TiledPrior.blend`, whose backward pass is `TiledPrior.pull_back`: nothing but x is kept between the two."""
+    """`TiledPrior.blend` with the backward pass `TiledPrior.pull_back`; only x is kept in between."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, prior: TiledPrior, sigma: Sigma, tiles: Tiles) -> torch.Tensor:
@@ -358,7 +357,7 @@ def normalise(norm: torch.nn.GroupNorm, z: torch.Tensor, mean: torch.Tensor, var
 
 @contextlib.contextmanager
 def replaced(forwards: dict[torch.nn.GroupNorm, Forward]) -> Iterator[None]:
-    """Modules whose `forward` is another function for a while."""
+    """A context in which `forward` of these modules is another function."""
     for module, forward in forwards.items():
         module.forward = forward  # type: ignore
     try:

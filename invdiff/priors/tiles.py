@@ -1,4 +1,4 @@
-"""Where the tiles of an image lie, what each of them weighs, and the windows that stand for the whole of it."""
+"""The places and weights of an image's tiles, and the windows from which statistics of a whole image are taken."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Place = tuple[Any, slice, slice]
 class Tiles:
     """Overlapping tiles of an image (H, W), of one size, and their weights, which sum to 1 at every pixel.
 
-    side, overlap: at most and at least so many pixels, side >= 2 overlap; starts and sizes are multiples of `multiple`,
-    as H, W and the overlap have to be.
+    side: the largest side of a tile; overlap: the smallest overlap of neighbours, at most side / 2; both in pixels. Starts
+    and sizes are multiples of `multiple`; H, W and the overlap have to be.
     """
 
     def __init__(self, image: Sequence[int], side: int, overlap: int, multiple: int) -> None:
@@ -33,7 +33,8 @@ class Tiles:
 
 
 def starts(length: int, side: int, overlap: int, multiple: int) -> tuple[list[int], int]:
-    """Where tiles along one dimension begin, and how long all of them are: as few as `side` allows, spread evenly."""
+    """The first pixel of each tile along one dimension, and the length of all of them: as few tiles as `side` allows,
+    spread evenly."""
     side -= side % multiple
     if length <= side:
         return [0], length
@@ -44,8 +45,10 @@ def starts(length: int, side: int, overlap: int, multiple: int) -> tuple[list[in
 
 
 def ramps(length: int, begins: Sequence[int], size: int, overlap: int) -> list[torch.Tensor]:
-    """Weights (size,) of each tile along one dimension, float64, with sum 1: from an edge inside the image 0 up to a quarter
-    of the overlap, 1 from three quarters of it, sin^2 in between; all of it divided by the sum, where tiles overlap more.
+    """Weights (size,) of each tile along one dimension, float64, with sum 1 at every pixel.
+
+    At an edge inside the image they are 0 up to a quarter of the overlap, 1 from three quarters of it, and sin^2 in between;
+    then they are divided by their sum over the tiles, which differs from 1 where tiles overlap by more.
     """
     place = torch.arange(size, dtype=torch.float64) + 0.5
     rise = torch.sin(math.pi / 2 * ((place - overlap / 4) / (overlap / 2)).clamp(0, 1)) ** 2
@@ -61,8 +64,8 @@ def ramps(length: int, begins: Sequence[int], size: int, overlap: int) -> list[t
 
 
 def windows(x: torch.Tensor, count: int, side: int, multiple: int) -> torch.Tensor:
-    """count^2 windows (n, C, side, side) of an image x (1, C, H, W), in the middle of the cells of a grid, at multiples of
-    `multiple`; x itself, if it is no larger than all of them together. A strip is covered along its length."""
+    """At most count^2 windows (n, C, side, side) of an image x (1, C, H, W), in the middle of the cells of a grid and at
+    multiples of `multiple`; x itself if it has no more pixels than they. The grid follows the shape of a narrow image."""
     height, width = x.shape[-2:]
     if height * width <= (count * side) ** 2:
         return x
@@ -81,5 +84,5 @@ def windows(x: torch.Tensor, count: int, side: int, multiple: int) -> torch.Tens
 
 
 def middles(length: int, size: int, number: int, multiple: int) -> list[int]:
-    """Where pieces of `size` begin in the middle of `number` equal parts of a length."""
+    """The starts of pieces of `size` pixels, each in the middle of one of `number` equal parts of a length."""
     return [int((k + 0.5) * length / number - size / 2) // multiple * multiple for k in range(number)]

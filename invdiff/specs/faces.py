@@ -1,4 +1,4 @@
-"""What the `__init__` of a room needs to offer names without importing them: torch is loaded by the first that is used."""
+"""Lazy names for the `__init__` of a package: a name is imported when it is first used, so that torch is loaded only then."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 
 
 def face(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """(`__getattr__`, `__dir__`) of a package. homes: public name -> the module that defines it; a name whose home is "" is a
-    module of the package itself."""
+    """The functions `__getattr__` and `__dir__` of a package.
+
+    homes: public name -> the module that defines it, or "" for a name that is a module of the package itself.
+    """
 
     def find(name: str) -> Any:
         if name not in homes:

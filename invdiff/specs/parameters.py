@@ -31,19 +31,12 @@ def parameter(
 
     kind: converts text or a Python value (float, int, str, or a function such as `size`); raises ValueError if it cannot.
     low, high: inclusive bounds; above: exclusive lower bound. A default of None means "not given" and is not checked.
-    search: whether `invdiff tune` tries other values without being asked to.
+    search: whether `invdiff tune` tries other values of it when no grid names it.
     """
-    metadata = {
-        "help": help,
-        "kind": kind,
-        "unit": unit,
-        "low": low,
-        "above": above,
-        "high": high,
-        "choices": tuple(choices),
-        "search": search,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    declaration = Declaration(
+        "", default, default is dataclasses.MISSING, help, kind, unit, low, above, high, tuple(choices), search
+    )
+    return dataclasses.field(default=default, metadata={"declaration": declaration})
 
 
 def whole(value: Any) -> int:
@@ -96,7 +89,7 @@ class Declaration:
 
     name: str
     default: Any
-    required: bool
+    required: bool  # whether there is no default
     help: str
     kind: Callable[[Any], Any]
     unit: str
@@ -124,7 +117,7 @@ class Declaration:
 
     def convert(self, value: Any, owner: str) -> Any:
         """The checked value. Raises UsageError naming owner, parameter, value, allowed range and unit."""
-        if value is None and self.default is None and not self.required:
+        if value is None and self.default is None:
             return None
         unit = f" {self.unit}" if self.unit else ""
         try:
@@ -146,19 +139,17 @@ class Declaration:
 
 
 def is_plain(declaration: Declaration) -> bool:
-    """Whether its values are numbers, words and texts, none of which names a file."""
+    """Whether the parameter's values are numbers, words or texts and never name a file."""
     return bool(declaration.choices) or declaration.kind in (int, *_KIND_NAMES)
 
 
 def declarations(cls: type) -> list[Declaration]:
     """The declared parameters of an operator or solver class, in order."""
-    found = []
-    for field in dataclasses.fields(cls):
-        if "kind" in field.metadata:
-            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-            default = None if required else field.default
-            found.append(Declaration(name=field.name, default=default, required=required, **field.metadata))
-    return found
+    return [
+        dataclasses.replace(field.metadata["declaration"], name=field.name)
+        for field in dataclasses.fields(cls)
+        if "declaration" in field.metadata
+    ]
 
 
 def validate(instance: Any, owner: str) -> None:
@@ -194,7 +185,10 @@ def parse_spec(text: str) -> tuple[str, dict[str, str]]:
 
 
 def parse_values(part: str, text: str, form: str) -> dict[str, str]:
-    """ "sigma=2,boundary=reflect" -> {"sigma": "2", "boundary": "reflect"}; text, form: the whole, and how it is written."""
+    """ "sigma=2,boundary=reflect" -> {"sigma": "2", "boundary": "reflect"}.
+
+    part: the pairs. text, form: the whole text that holds them and the form that it must have, for the error messages.
+    """
     values: dict[str, str] = {}
     for pair in part.split(",") if part else []:
         key, equals, value = pair.partition("=")
@@ -208,7 +202,7 @@ def parse_values(part: str, text: str, form: str) -> dict[str, str]:
     return values
 
 
-# "1 downsample:" in "gaussian_blur:sigma=1 downsample:factor=4": a chain whose bar was forgotten.
+# Matches "1 downsample:" in "gaussian_blur:sigma=1 downsample:factor=4", a chain whose bar was forgotten.
 _GLUED = re.compile(r"\s*(\S+)\s+([A-Za-z]\w*:)")
 
 
@@ -220,7 +214,7 @@ def join_spec(name: str, pairs: Sequence[str]) -> str:
 
 
 def split_links(text: str) -> list[str]:
-    """ "a:x=1 | b" -> ["a:x=1", "b"]: what lies between the bars that are outside of brackets."""
+    """ "a:x=1 | b" -> ["a:x=1", "b"]: the parts between the bars that stand outside of brackets."""
     links, depth = [""], 0
     for character in text:
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -239,7 +233,7 @@ def format_spec(name: str, instance: Any) -> str:
         if value is None or (not declaration.required and value is declaration.default) or value == declaration.default:
             continue
         text = "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
-        # Every digit counts: the spec is the operator's identity.
+        # No digit is rounded away, because the spec has to build the same operator.
         text = text.removesuffix(".0") if isinstance(value, float) else text
         parts.append(f"{declaration.name}={text}")
     return join_spec(name, parts)

@@ -1,7 +1,7 @@
 """A registry as data: name -> "module:attribute", imported when first asked for.
 
 What is built in and what installed packages add (through an entry-point group) are entries of one table, found, imported
-and checked in the same way. A plug-in that cannot be used is an error for whoever asks for it, and for nobody else.
+and checked in the same way. A plug-in that cannot be used raises an error only where it is asked for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from invdiff.errors import InvdiffError, PluginError, UsageError, unknown
 
 
 class Registry(Mapping[str, Any]):
-    """Names of one kind of thing ("operator", "solver"). Iterates sorted; looking up imports the module.
+    """The names of one kind of thing ("operator", "solver"), sorted; looking a name up imports its module.
 
-    group: the entry-point group of installed plug-ins, read at the first lookup. check: called with what was found, its name
-    and its target; raises UsageError if it is no such thing.
+    group: the entry-point group of installed plug-ins, read at the first lookup. check: called with the imported object, its
+    name and its target; raises UsageError if the object is not of this kind.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Registry(Mapping[str, Any]):
         self._entries[name] = target
 
     def _load_plugins(self) -> None:
-        with self._lock:  # a second thread waits until all plug-ins are there
+        with self._lock:  # a second thread waits until all plug-ins are registered
             if not self._group:
                 return
             from importlib.metadata import entry_points
@@ -56,7 +56,7 @@ class Registry(Mapping[str, Any]):
                     self.add(point.name, point.value)
                     self._packages.setdefault(point.name, package)
                 except UsageError as error:
-                    # Which of the two is meant nobody knows; every other name still works.
+                    # The name is ambiguous and cannot be used; every other name still works.
                     self._clashes[point.name] = UsageError(f"{error}, or remove it: pip uninstall {package}")
 
     def __getitem__(self, name: str) -> Any:
@@ -82,7 +82,7 @@ class Registry(Mapping[str, Any]):
             ) from error
 
     def usable(self) -> tuple[dict[str, Any], dict[str, InvdiffError]]:
-        """(name -> what it names, for all that can be imported; name -> why not, for the others)."""
+        """(name -> object, for all that can be imported; name -> the error, for the others)."""
         found: dict[str, Any] = {}
         failed: dict[str, InvdiffError] = {}
         for name in self:
@@ -106,6 +106,6 @@ class Registry(Mapping[str, Any]):
 
 
 def import_target(target: str) -> Any:
-    """What "module:attribute" names; an entry point's value may end in extras, "module:attribute [extra]"."""
+    """The object that "module:attribute" names. An entry point's value may end in extras, "module:attribute [extra]"."""
     module, _, attribute = target.partition("[")[0].strip().partition(":")
     return functools.reduce(getattr, attribute.split("."), importlib.import_module(module.strip()))

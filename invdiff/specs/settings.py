@@ -1,4 +1,4 @@
-"""Files of settings: YAML, TOML and JSON to plain data, with one meaning for every format."""
+"""Settings files: YAML, TOML and JSON read into plain data, by the same rules for every format."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from invdiff.errors import UsageError
 
 
 def read_settings(path: Path, kind: str) -> Any:
-    """The plain data in a file; its suffix says the format. kind: "a recipe", say, for the errors.
+    """The plain data in a file whose suffix says the format. kind: what the file is, such as "a recipe", for the errors.
 
-    Raises UsageError that names the file, for one that cannot be read, and for one that is not in its format.
+    Raises UsageError, which names the file, where it cannot be read or does not follow its format.
     """
     parse = _PARSERS.get(path.suffix.lower())
     if parse is None:
@@ -25,7 +25,7 @@ def read_settings(path: Path, kind: str) -> Any:
         return parse(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:  # also of bytes that are no UTF-8, and of every parser
+    except ValueError as error:  # of every parser, and of bytes that are no UTF-8
         raise UsageError(f"{path}: {' '.join(str(error).split())}") from error
 
 

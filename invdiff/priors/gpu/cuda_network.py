@@ -1,8 +1,9 @@
-"""A network as a CUDA device runs it quickest, for calls that want no gradient of its weights.
+"""The fastest form of a network on a CUDA device, for calls that want no gradient of its weights.
 
-Three things beside autocast: convolutions keep their weights in half precision, which autocast would cast at every call;
-residual blocks run as fused kernels (`fused_block`), channels last, which round less often than torch's; and small batches,
-whose kernels are over sooner than the processor has launched them, are replayed from a CUDA graph.
+It differs from the network under autocast in three ways. Convolutions keep their weights in half precision, which autocast
+would cast at every call. Residual blocks run as fused kernels (`fused_block`) on channels-last tensors, which round less
+often than torch's. Small batches, whose kernels end sooner than the processor can launch the next ones, are replayed from a
+CUDA graph.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from invdiff.priors.gpu.fused_block import fuse
 log: logging.Logger = logging.getLogger(__name__)
 
 SMALL = 2**20
-"""Pixels of a batch, up to which launching its kernels one by one leaves a large GPU idle."""
+"""A batch of at most so many pixels leaves a large GPU idle when its kernels are launched one by one."""
 WORTH = 3
-"""Calls with one shape before a graph is made of it: that costs about as much as so many calls."""
+"""How many calls of one shape come before a graph is recorded, which costs about as much as so many calls."""
 KEPT = 8
-"""Graphs, the last ones used: each has its inputs and outputs to itself, and all share the memory in between."""
+"""How many graphs are kept, those used last. Each has its own inputs and outputs; all share the memory in between."""
 
 
 class CudaNetwork:
-    """The network in half precision on its device. network: on a CUDA device, in float32; it is copied, so what is done to
-    it afterwards has no effect here. Threads may share it."""
+    """A copy of a network in half precision. network: on a CUDA device, in float32; later changes of it have no effect here.
+    Several threads may call it."""
 
     device: torch.device
     precision: torch.dtype
@@ -67,7 +68,7 @@ class CudaNetwork:
                 graph = self._capture(x, t) if self._calls[shape] > WORTH else None
             if graph is not None:
                 self._graphs.move_to_end(shape)
-                # All graphs share memory, which the one before may still use on another stream.
+                # All graphs share memory, which the graph before may still use on another stream.
                 stream = torch.cuda.current_stream(self.device)
                 if self._latest not in (None, stream):
                     stream.wait_stream(self._latest)
@@ -76,7 +77,7 @@ class CudaNetwork:
         return self._eager(x, t)
 
     def forget_graphs(self) -> None:
-        """Give back the memory that graphs hold. They are made again, for shapes that are asked for often enough."""
+        """Free the memory that graphs hold. They are recorded again for shapes that are called often enough."""
         with self._lock:
             self._graphs.clear()
             self._calls.clear()
@@ -91,7 +92,7 @@ class CudaNetwork:
             self._pool, self._beside = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
         shape = tuple(x.shape)
         try:
-            # A cast that autocast keeps would lie in the memory of the graph, and outlive it.
+            # A cast kept by autocast would lie in the graph's memory and be used after the graph is gone.
             with autocast(self.device, self.precision, keep=False):
                 graph = Graph(self._eager, x, t, self._pool, self._beside)
         except RuntimeError as error:
@@ -99,7 +100,7 @@ class CudaNetwork:
                 self._calls[shape] = -(2**31)  # never for this shape
                 torch.cuda.empty_cache()
                 return None
-            # A network that looks at its numbers, for instance.
+            # A network whose control flow depends on its values, for instance.
             cause = error.__context__ or error
             log.info("no CUDA graph of the network (%s): its kernels are launched one by one", first_line(cause)[:200])
             self._capturing = False
@@ -118,9 +119,9 @@ class Graph:
         self._x, self._t = x.clone(), t.clone()
         self._graph = torch.cuda.CUDAGraph()
         with capturing(beside):
-            for _ in range(2):  # libraries set themselves up at the first calls, which cannot be recorded
+            for _ in range(2):  # libraries initialise themselves in the first calls, which cannot be recorded
                 function(self._x, self._t)
-            # The memory of this thread alone: others may allocate meanwhile.
+            # Only this thread's allocations are recorded: other threads may allocate meanwhile.
             with torch.cuda.graph(self._graph, pool=pool, stream=beside, capture_error_mode="thread_local"):
                 self._output = function(self._x, self._t)
 
@@ -133,8 +134,8 @@ class Graph:
 
 @contextlib.contextmanager
 def capturing(stream: torch.cuda.Stream) -> Iterator[None]:
-    """The stream as the current one, on its own device, whatever the block does to that: a capture that fails leaves a
-    thread on the stream that it was made on."""
+    """Makes a stream of a device the current one, and restores the former one even after a capture that failed, which leaves
+    the thread on the stream of the capture."""
     with torch.cuda.device(stream.device):
         before = torch.cuda.current_stream()
         stream.wait_stream(before)

@@ -1,10 +1,10 @@
 """The residual blocks of a diffusers U-Net with the kernels of `fused_norm`, on a CUDA device in half precision.
 
 A block is x -> skip(x) + conv2(f2(conv1(f1(x)) + temb)), f = SiLU(GroupNorm(.)). Its convolutions run without their biases:
-conv1's is added to the embedding, a shift for each channel that the second norm takes in; conv2's and the skip's are added
-where the two branches are. So nothing but norms and convolutions reads the activations, and one pass the sum. Rounded less
-often, the answer differs from diffusers' in its last digits. Whatever the kernels are not for (another device, float32, a
-compiled network) is diffusers' own.
+conv1's is added to the embedding, a shift for each channel that the second norm applies; conv2's and the skip's are added
+together with the two branches. So only norms, convolutions and one final sum read the activations. The answer is rounded
+less often, so it differs from diffusers' in its last digits. Where the kernels cannot be used (another device, float32, a
+compiled network) the block runs diffusers' own code.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from invdiff.priors.gpu.fused_norm import HALF, MAX_CHANNELS, add_bias, availabl
 from invdiff.priors.gpu.group_norm import GroupNorm
 
 MOST = 2**31
-"""Numbers that torch's kernels for channels last can count."""
+"""The number of values from which torch's channels-last kernels overflow their index."""
 
 
 def fuse(network: torch.nn.Module) -> int:
-    """Give every block of a network that it suits the fused forward pass; returns how many. Weights and names stay."""
+    """Give every suitable block of a network the fused forward pass; returns how many. Weights and names stay."""
     from diffusers.models.resnet import ResnetBlock2D
     from diffusers.models.upsampling import Upsample2D
 
@@ -51,13 +51,13 @@ class NormSilu(GroupNorm):
 
 
 class Passed(torch.nn.SiLU):
-    """The SiLU that a `NormSilu` has done."""
+    """Takes the place of a SiLU that the `NormSilu` before it has applied."""
 
     def forward(self, input: Tensor) -> Tensor:
         return input
 
 
-def __getattr__(name: str) -> Any:  # made when asked for, where a pickled block looks for it too
+def __getattr__(name: str) -> Any:  # made when first used; a pickled block finds its class here too
     if name in (makers := {"FusedResnetBlock": _block_class, "ChannelsLastUpsample": _upsample_class}):
         return makers[name]()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -83,15 +83,14 @@ def _upsample_class() -> type[torch.nn.Module]:
     from diffusers.models.upsampling import Upsample2D
 
     class ChannelsLastUpsample(Upsample2D):
-        """Twice as many pixels a side, and the convolution, without leaving channels last as diffusers does for large
-        batches."""
+        """Doubles the sides and convolves, and stays channels last where diffusers changes the layout of large batches."""
 
         def forward(self, hidden_states: Tensor, output_size: Any = None, *args: Any, **kwargs: Any) -> Tensor:
             x = hidden_states
             last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
             if output_size is not None or not last or 4 * x.numel() >= MOST or torch.compiler.is_compiling():
                 return super().forward(hidden_states, output_size, *args, **kwargs)
-            # Autocast would do it in single precision: copies are exact.
+            # Autocast would do it in single precision, but copying values needs none.
             with torch.autocast(x.device.type, enabled=False):
                 x = functional.interpolate(x, scale_factor=2.0, mode="nearest")
             if not self.use_conv:
@@ -122,7 +121,7 @@ def _suits(block: Any) -> bool:
 
 
 def _ready(block: Any, x: Tensor, temb: Tensor | None) -> Tensor | None:
-    """x as the kernels take it, or None where they are not for it."""
+    """x in the layout and dtype of the kernels, or None where they cannot be used."""
     if torch.compiler.is_compiling() or (block.training and block.dropout.p > 0):
         return None
     if (temb is None) != (block.time_emb_proj is None) or (temb is not None and temb.ndim != 2):
@@ -154,7 +153,8 @@ def _forward(block: Any, x: Tensor, temb: Tensor | None) -> Tensor:
 
 
 def _shift(block: Any, temb: Tensor | None, kind: str) -> Tensor:
-    """(B, C), or (C,) without an embedding. In the weights' own dtype: it is small, and under autocast that is float32."""
+    """The shift of the second norm: (B, C), or (C,) without an embedding. It is computed in the weights' dtype (float32 under
+    autocast), since it is small."""
     if temb is None:
         return block.conv1.bias
     linear = block.time_emb_proj

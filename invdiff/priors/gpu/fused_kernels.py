@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import Any as constexpr
 
-tl: Any = None  # triton.language: the kernels look up it and constexpr here, once one is asked for
+tl: Any = None  # triton.language; the kernels find it and constexpr here, once `kernels` has been called
 
 
 @functools.cache
@@ -18,7 +18,7 @@ def kernels() -> SimpleNamespace:
     from triton import language
 
     globals().update(tl=language, constexpr=language.constexpr)
-    # Integers are not specialised: a compiled kernel is for a BLOCK, whatever the sizes. C = 8 C8 says what is aligned.
+    # Integers are not specialised, so that one compiled kernel serves a BLOCK at all sizes. C = 8 C8 tells the alignment.
     sizes = ["count", "HW", "C8", "steps", "splits", "each", "stride", "blocks"]
     functions = (_sums, _statistics, _apply, _back_sums, _back_statistics, _back_apply, _add)
     return SimpleNamespace(**{f.__name__[1:]: triton.jit(f, do_not_specialize=sizes) for f in functions})

@@ -1,7 +1,7 @@
-"""SiLU(GroupNorm(x + b)) on a CUDA device in one reading for the sums and one pass, forward and backward, by Triton.
+"""SiLU(GroupNorm(x + b)) on a CUDA device by Triton, forward and backward: one pass for the sums, one for the result.
 
-For activations in half precision whose channels lie last, between the convolutions of a U-Net, where torch makes three to
-five passes and, for such a tensor, slow ones. b is a shift for each (image, channel): a time embedding, the bias of the
+It is for channels-last activations in half precision between the convolutions of a U-Net, for which torch makes three to
+five slow passes. b is a shift for each (image, channel): a time embedding, the bias of the
 convolution before. Of a group of n numbers, with m and v its mean and variance and r = 1 / sqrt(v + eps),
 
     u = w (x + b - m) r + beta = a (x - mu) + beta,    a = w r,  mu = m - b,    y = u s,  s = 1 / (1 + exp(-u))
@@ -13,8 +13,8 @@ through the means of its channels, never through x. Backward, with g' = g s (1 +
     dx  = a g' + k2 x + k3,    k2 = -r^2 (sum of the group's a T) / n,    k3 = -c1 - k2 mu,  c1 = (sum of the group's a S) / n
     dw  = r T,  dbeta = S,  db = sum dx = a S + pixels (k2 (mean x - mu) - c1),  the mean over the channel
 
-Nothing is atomic: equal inputs give equal bits. Nothing waits for the device, so that a CUDA graph can hold it, once a first
-call has compiled the kernels.
+No operation is atomic, so equal inputs give equal bits. Nothing waits for the device, so a CUDA graph can record it once a
+first call has compiled the kernels.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ log: logging.Logger = logging.getLogger(__name__)
 MAX_CHANNELS = 1024
 HALF = (torch.bfloat16, torch.float16)
 SUMMED, MAPPED = 2048, 4096
-"""Numbers in a tile, of the kernels that sum (two accumulators each) and of those that map; by four warps."""
+"""Numbers in a tile of the kernels that sum (two accumulators each), and of those that map; a tile has four warps."""
 PROGRAMS = 2048
-"""So many programs at least sum, where there is work for them: about sixteen for each multiprocessor of an H100."""
+"""How many programs sum at least, where there is enough work: about sixteen for each multiprocessor of an H100."""
 
 
 def available(x: Tensor) -> bool:
-    """Whether the kernels are for x: (B, C, H, W), half precision, channels last, C a multiple of 8 up to 1024, CUDA."""
+    """Whether the kernels take x: (B, C, H, W), half precision, channels last, C a multiple of 8 up to 1024, on CUDA."""
     return (
         (_interpreted() or (x.is_cuda and x.dtype in HALF))
         and x.ndim == 4
@@ -91,7 +91,7 @@ class _NormSilu(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, shift, affine = ctx.saved_tensors
         needs = (*ctx.needs_input_grad[:3], ctx.needs_input_grad[5])
-        if torch.is_grad_enabled():  # asked for gradients that have one themselves
+        if torch.is_grad_enabled():  # gradients of the gradients are wanted
             answers = _plain_backward(gradients[0], (x, weight, bias, shift), needs, ctx)
         else:
             dx, sums = _backward(gradients[0], x, affine, ctx.groups, needs[0])
@@ -118,7 +118,7 @@ class _AddBias(torch.autograd.Function):
 def _plain_backward(
     g: Tensor, tensors: tuple[Tensor | None, ...], needs: tuple[bool, ...], ctx: Any
 ) -> list[Tensor | None]:
-    """The gradients by torch's own operations. Aliases, so that none of the tensors is reached through another."""
+    """The gradients by torch's own operations. Views of the tensors, so that no gradient flows through another of them."""
     x, weight, bias, shift = (None if t is None else t.view_as(t) for t in tensors)
     assert x is not None and weight is not None and bias is not None
     sum_ = x.float() if shift is None else x.float() + shift.float().unsqueeze(-1).unsqueeze(-1)
@@ -204,27 +204,27 @@ def _tiles(pixels: int, block: int) -> tuple[int, int]:
 
 
 def _group_tile(each: int, splits: int) -> dict[str, Any]:
-    """Channels (rounded up to a power of two) and splits that the kernels of a group add up at a time."""
+    """The tile of the kernels of a group: its channels, rounded up to a power of two, and the splits added at a time."""
     block = 1 << (each - 1).bit_length()
-    few = 8 if splits <= 8 else 128  # two shapes only: each is compiled
+    few = 8 if splits <= 8 else 128  # two shapes only, because each one is compiled
     return dict(BLOCK=block, ROWS=max(1, min(few, SUMMED // block)), num_warps=4)
 
 
 def _interpreted() -> bool:
-    """Whether tensors of the CPU and of any dtype will do. Tests in Triton's interpreter replace this."""
+    """Whether CPU tensors of any dtype are taken. Tests in Triton's interpreter replace this function."""
     return False
 
 
 @functools.cache
 def _works(device: torch.device) -> bool:
-    """Whether Triton is installed, compiles (which takes a C compiler) and runs there."""
+    """Whether Triton is installed, can compile (which takes a C compiler) and runs on the device."""
     x = torch.zeros((1, 8, 1, 1), dtype=torch.bfloat16, device=device)
     try:
         _added(x, x, x[0, :, 0, 0])
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        # Whatever else it is, torch's own operations do.
+        # After any other error torch's own operations are used.
         log.info("no fused kernels on %s (%s: %s)", device, type(error).__name__, error)
         return False
     return True

@@ -1,1 +1,1 @@
-"""Priors on disk and on the Hub: formats, loading, export, checks of what a checkpoint says of itself."""
+"""Priors on disk and on the Hugging Face hub: formats, loading, export, and a check of what a checkpoint states."""

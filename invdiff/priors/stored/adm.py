@@ -12,8 +12,8 @@ The two networks hold the same layers in the same order; four things differ, and
     1x1 convolutions of the attention  ->  linear layers
     learned variance: the last C of 2C output channels, which no denoiser needs, are left out
 
-What the shapes do not tell is a setting, under guided-diffusion's own name (`adm_settings.SETTINGS`). For the shapes of
-`adm_settings.KNOWN` it is filled in; for others the width of an attention head has to be given.
+What the shapes do not tell is given by settings with guided-diffusion's own names (`adm_settings.SETTINGS`). For the shapes
+in `adm_settings.KNOWN` they are known; for others the width of an attention head has to be given.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _TABLES = ("sqrt_1m_alphas_cumprod", "sqrt_alphas_cumprod")
 
 
 def unet_config(layout: Layout, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the UNet2DModel that computes the same mean."""
+    """The arguments of the UNet2DModel that computes the same mean as the network."""
     head = settings["num_head_channels"]
     for width in {w for w, on in zip(layout.widths, layout.attention, strict=True) if on} | {layout.widths[-1]}:
         if head is not None and width % head:
@@ -89,7 +89,8 @@ def unet_config(layout: Layout, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(state: State, layout: Layout, settings: Mapping[str, Any]) -> State:
-    """The state dict under UNet2DModel's names; what has no counterpart keeps its name, so that it is reported."""
+    """The state dict under UNet2DModel's names. A weight without a counterpart keeps its name, so that the check of the
+    weights reports it."""
     converted: State = {}
     for name, value in state.items():
         new, _, leaf = _rename(name, layout).rpartition(".")
@@ -106,7 +107,7 @@ def convert(state: State, layout: Layout, settings: Mapping[str, Any]) -> State:
 
 
 def _split(rows: torch.Tensor, settings: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
-    """(3C, ...) with rows (head, q/k/v, channel), or (q/k/v, head, channel): three times (C, ...)."""
+    """Split (3C, ...), whose rows are ordered (head, q/k/v, channel) or (q/k/v, head, channel), into q, k and v (C, ...)."""
     channels = len(rows) // 3
     width = settings["num_head_channels"] or channels
     if settings["use_new_attention_order"]:
@@ -136,7 +137,7 @@ def _rename(name: str, layout: Layout) -> str:
 
 
 def _place(group: str, number: int, part: str, inner: str, layout: Layout) -> str | None:
-    """Where in a UNet2DModel part `part` of block `number` is: resnets, attentions or the resampler of a level."""
+    """The place in a UNet2DModel of part `part` of block `number`: a level's resnets, attentions or resampler."""
     per_level = layout.num_res_blocks + 1
     if group == "input_blocks":
         level, index = divmod(number - 1, per_level)
@@ -153,7 +154,7 @@ def _place(group: str, number: int, part: str, inner: str, layout: Layout) -> st
 
 @dataclass(frozen=True)
 class AdmFile(Checkpoint):
-    """A guided-diffusion state dict as a UNet2DModel with its schedule. `settings`: everything known about it."""
+    """A guided-diffusion state dict as a UNet2DModel with its schedule. settings: all known flags."""
 
     format: ClassVar[str] = "guided-diffusion file"
 
@@ -162,7 +163,7 @@ class AdmFile(Checkpoint):
 
     @classmethod
     def open(cls, path: Path, config: Config = None) -> AdmFile:
-        """Read and check it. config: what the shapes do not tell, see `read_settings`.
+        """Read and check it. config: settings that the shapes do not tell, see `read_settings`.
 
         Raises CheckpointError for a file that holds no such network or one that no UNet2DModel can compute.
         """
@@ -202,7 +203,7 @@ class AdmFile(Checkpoint):
 
 
 def _unwrap(content: Any) -> Any:
-    """The state dict in what other training programs save around it."""
+    """The state dict, taken out of the dictionary in which other training programs save it."""
     if isinstance(content, dict):
         for key in _WRAPPERS:
             if isinstance(content.get(key), dict):

@@ -1,4 +1,4 @@
-"""What a guided-diffusion network is: what the shapes of its weights tell, and what has to be known besides.
+"""The configuration of a guided-diffusion network: what the shapes of its weights tell, and the settings that they do not.
 
 A setting has the name of guided-diffusion's flag (`scripts/image_sample.py --num_head_channels 64 ...`).
 """
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from invdiff.errors import CheckpointError, UsageError, unknown
+from invdiff.specs.parameters import truth
 
 State = dict[str, torch.Tensor]
 Config = str | Iterable[str] | Mapping[str, Any] | None
@@ -31,16 +32,12 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _truth(text: str) -> bool:
-    return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-
-
-# The flags that say what a network is. Those that the weights tell too are compared with them.
+# The flags that define a network, with their parsers. Those that the weights tell too are compared with them.
 SETTINGS: dict[str, Any] = {
     "image_size": int, "num_channels": int, "num_res_blocks": int, "channel_mult": _numbers,
     "attention_resolutions": lambda text: tuple(sorted(_numbers(text), reverse=True)),
-    "num_heads": int, "num_head_channels": int, "use_new_attention_order": _truth, "use_scale_shift_norm": _truth,
-    "resblock_updown": _truth, "learn_sigma": _truth, "predict_xstart": _truth,
+    "num_heads": int, "num_head_channels": int, "use_new_attention_order": truth, "use_scale_shift_norm": truth,
+    "resblock_updown": truth, "learn_sigma": truth, "predict_xstart": truth,
     "noise_schedule": str, "diffusion_steps": int,
 }  # fmt: skip
 SCHEDULES = {"linear": "linear", "cosine": "squaredcos_cap_v2"}
@@ -67,7 +64,7 @@ def read_settings(config: Config) -> dict[str, Any]:
             raise unknown("guided-diffusion setting", key, SETTINGS)
         try:
             settings[key] = SETTINGS[key](text)
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise UsageError(f"{key}={text}: not a value that {key} can have") from error
         if isinstance(settings[key], int) and not isinstance(settings[key], bool) and settings[key] < 1:
             raise UsageError(f"{key}={text}: it must be 1 or more; leave it out if it is not set")
@@ -78,7 +75,7 @@ def read_settings(config: Config) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the names and shapes of a state dict say: widths (C_l) and attention of each level, and how it is built."""
+    """What the names and shapes of a state dict tell: the width C_l and attention of each level, and the kinds of blocks."""
 
     in_channels: int
     out_channels: int
@@ -92,7 +89,7 @@ class Layout:
 
     @classmethod
     def of(cls, state: State, path: Path) -> Layout:
-        """Read it. Raises CheckpointError for other networks, and for those that no UNet2DModel can hold."""
+        """Read the layout. Raises CheckpointError for other networks, and for those that no UNet2DModel can hold."""
         if "label_emb.weight" in state:
             classes = len(state["label_emb.weight"])
             raise CheckpointError(
@@ -116,7 +113,7 @@ class Layout:
             for group in ("input_blocks", "output_blocks")
         )
         count = len(blocks)
-        # The last block of each level of the way up, but for the very last one, also doubles the image.
+        # On the way up, the last block of each level but the final one also doubles the image.
         ups = [n for n in range(count) if any(f"output_blocks.{n}.{part}" in state for part in _UP_MARKS)]
         per_level = ups[0] + 1 if ups else count
         regular = entering == blocks == set(range(count)) and ups == list(range(per_level - 1, count - 1, per_level))
@@ -145,7 +142,7 @@ class Layout:
         )
 
     def settings(self, image_size: int) -> dict[str, Any]:
-        """What guided-diffusion's flags must have been; attention_resolutions are sides in pixels, by image_size."""
+        """The flags of guided-diffusion with this layout; attention_resolutions are sides in pixels for this image_size."""
         return {
             "num_channels": self.num_channels,
             "num_res_blocks": self.num_res_blocks,
@@ -158,7 +155,7 @@ class Layout:
 
     @property
     def usual_size(self) -> int:
-        """The side of the images it was made for, if its lowest level has 8 x 8 pixels as guided-diffusion's have."""
+        """The side of the training images, if the lowest level has 8 x 8 pixels as in guided-diffusion's networks."""
         return 8 << (len(self.widths) - 1)
 
 
@@ -166,13 +163,13 @@ _UP_MARKS = ("1.in_layers.2.weight", "2.in_layers.2.weight", "1.conv.weight", "2
 
 
 def numbered(name: str, group: str) -> bool:
-    """True for `group.3.anything`."""
+    """Whether a name has the form `group.3.anything`."""
     parts = name.split(".")
     return parts[0] == group and len(parts) > 2 and parts[1].isdecimal()
 
 
 def complete(layout: Layout, given: dict[str, Any], path: Path) -> dict[str, Any]:
-    """All settings: those the weights tell, the given ones, and those of a KNOWN network of the same shapes.
+    """All settings: those that the weights tell, the given ones, and those of a KNOWN network with the same shapes.
 
     Raises CheckpointError where a given one contradicts the weights, or where the width of the attention heads is
     neither given nor known.
@@ -193,7 +190,7 @@ def complete(layout: Layout, given: dict[str, Any], path: Path) -> dict[str, Any
 
 
 def _head_width(layout: Layout, heads: int | None, path: Path) -> int | None:
-    """Channels of an attention head when there are `heads` of them in every layer; None for one head of any width."""
+    """The channels of an attention head where every layer has `heads` of them; None for one head of any width."""
     if heads is None:
         raise CheckpointError(
             f"{path}: the weights do not say how many channels an attention head has; add "
@@ -212,6 +209,6 @@ def _head_width(layout: Layout, heads: int | None, path: Path) -> int | None:
 
 
 def text_of(value: Any) -> str:
-    """A setting as one writes it: 1,2,4."""
+    """A setting as text, such as 1,2,4."""
     parts = value if isinstance(value, list | tuple) else (value,)
     return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)

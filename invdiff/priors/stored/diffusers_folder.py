@@ -18,7 +18,7 @@ from invdiff.priors.stored.tensor_files import load_tensors, read_json
 
 STATISTICS = "image_statistics.json"
 SUPPORTED = "an unconditional, pixel-space UNet2DModel with a DDPM-type scheduler"
-# Schedulers whose training process is the DDPM chain; they differ in how they sample, which is ours to choose.
+# Schedulers whose training process is the DDPM chain. They differ in how they sample, for which they are not used here.
 _SCHEDULERS = (
     "DDPMScheduler", "DDIMScheduler", "DDPMParallelScheduler", "DDIMParallelScheduler", "DDIMInverseScheduler",
     "PNDMScheduler", "DEISMultistepScheduler", "UniPCMultistepScheduler", "DPMSolverSinglestepScheduler",
@@ -34,11 +34,10 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A UNet2DModel and the schedule it was trained with; where its weights come from is a subclass's business.
+    """A UNet2DModel and the schedule it was trained with; a subclass says where the weights come from.
 
-    path: the folder or file; config: the keyword arguments of UNet2DModel, which come from config_path;
-    weights: the files that hold the weights; scheduler: what scheduler_config.json says, schedule and prediction: what
-    it means.
+    path: the folder or file; config: the keyword arguments of UNet2DModel, read from config_path; weights: the files that
+    hold the weights; scheduler: the content of scheduler_config.json, from which schedule and prediction follow.
     """
 
     format: ClassVar[str] = ""
@@ -87,12 +86,12 @@ class Checkpoint:
 
     @property
     def multiple(self) -> int:
-        """Every level but the last halves the image."""
+        """The sides of images must be multiples of this number of pixels: every level but the last halves them."""
         return 2 ** (len(self.widths) - 1)
 
     @property
     def attention(self) -> bool:
-        """True if some layer attends over all pixels: its cost grows with the square of their number."""
+        """Whether some layer attends over all pixels, at a cost that grows with the square of their number."""
         blocks = [*self.config["down_block_types"], *self.config["up_block_types"]]
         middle = self.config.get("mid_block_type", "UNetMidBlock2D") is not None and self.config.get(
             "add_attention", True
@@ -124,7 +123,7 @@ class Checkpoint:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("meta"):
                 return UNet2DModel.from_config(self.config)
-        except Exception as error:  # whatever its constructor makes of a wrong value
+        except Exception as error:  # a wrong value can raise almost any error in its constructor
             reason = first_line(error)
             raise CheckpointError(f"{self.config_path}: no UNet2DModel can be built from it ({reason})") from error
 
@@ -172,7 +171,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class DiffusersFolder(Checkpoint):
-    """What a folder says about its network: configuration, weight files, schedule. The weights are read on demand."""
+    """The network of a diffusers folder: configuration, weight files and schedule. The weights are read on demand."""
 
     format: ClassVar[str] = "diffusers folder"
 
@@ -181,7 +180,7 @@ class DiffusersFolder(Checkpoint):
         """Check every file and setting. Layouts: model_index.json + unet/ + scheduler/, or config.json and weights in
         the folder itself with scheduler_config.json in it, in scheduler/ or in ../scheduler/.
 
-        Raises CheckpointError that names the missing files, or says what about the content is not supported.
+        Raises CheckpointError, which names the missing files or the content that is not supported.
         """
         flat = (folder / "config.json").is_file() and not (folder / "unet").is_dir()
         unet = folder if flat else folder / "unet"
@@ -215,7 +214,7 @@ class DiffusersFolder(Checkpoint):
         return {_current_name(name): value for name, value in state.items()}
 
     def describe(self) -> dict[str, Any]:
-        """As every checkpoint, with what recipe.json and provenance.json say where they are there."""
+        """The description of every checkpoint, with the contents of recipe.json and provenance.json where these exist."""
         facts = super().describe()
         for name in ("recipe", "provenance"):
             if (self.path / f"{name}.json").is_file():
@@ -233,7 +232,8 @@ def check_state(path: Path, state: Any) -> None:
 
 
 def find_weights(unet: Path) -> tuple[Path, ...]:
-    """The weight files of a unet folder: one, or the shards that its index lists; the usual name if there is none."""
+    """The weight files of a unet folder: one file, or the shards that its index lists. Where there is neither, the path at
+    which the file is expected."""
     for name in _WEIGHTS:
         if (unet / name).is_file():
             return (unet / name,)
@@ -250,7 +250,7 @@ def find_weights(unet: Path) -> tuple[Path, ...]:
 
 
 def flop_per_pixel(network: Any, channels: int, multiple: int, side: int = 256) -> float:
-    """Floating-point operations of one call divided by its pixels, counted without computing anything (meta device)."""
+    """The floating-point operations of one call for each pixel, counted on the meta device without computing anything."""
     import copy
 
     from torch.utils.flop_counter import FlopCounterMode
@@ -306,7 +306,7 @@ def read_scheduler(path: Path, config: dict[str, Any]) -> tuple[Schedule, str]:
 
 
 def _current_name(name: str) -> str:
-    """A weight's name today; only attention layers were renamed."""
+    """The present name of a weight; diffusers renamed only attention layers."""
     parts = name.split(".")
     if "attentions" in parts and parts[-2] in _OLD_ATTENTION:
         parts[-2] = _OLD_ATTENTION[parts[-2]]

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 from collections.abc import Iterator
 
-from invdiff.errors import InvdiffError
+from invdiff.errors import InvdiffError, first_line
+from invdiff.machine.versions import installed
 
 # What torchvision built for another torch says, depending on how far its import gets.
 _SYMPTOMS = (
-    "torchvision::",
-    "'torchvision' has no attribute",
-    "torchvision/_C",
-    "torchvision/image.so",
-    "torchvision._meta",
-)
+    "torchvision::", "'torchvision' has no attribute", "torchvision/_C", "torchvision/image.so", "torchvision._meta",
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -27,31 +23,13 @@ def explain_import_failure() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ImportError, AttributeError, OSError) as error:
-        if not any(symptom in str(link) for link in _chain(error) for symptom in _SYMPTOMS):
+        causes: list[BaseException] = [error]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) and cause not in causes:
+            causes.append(cause)
+        if not any(symptom in str(cause) for cause in causes for symptom in _SYMPTOMS):
             raise
         raise InvdiffError(
             f"the installed torch {installed('torch')} and torchvision {installed('torchvision')} do not belong "
-            f"together ({_one_line(error)}); in a fresh environment run: "
+            f"together ({first_line(causes[-1])}); in a fresh environment run: "
             "pip install --force-reinstall torch torchvision"
         ) from error
-
-
-def installed(package: str) -> str:
-    """The installed version of a package, or "(not installed)"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _one_line(error: BaseException) -> str:
-    """The innermost message, which is the one that names the symptom."""
-    return str(list(_chain(error))[-1]).strip().splitlines()[0]

@@ -15,16 +15,9 @@ from invdiff.errors import CheckpointError, first_line
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SETTINGS = (
-    "model_index.json",
-    "config.json",
-    "scheduler_config.json",
-    "unet/*.json",
-    "scheduler/*.json",
-    "*.index.json",
-    "recipe.json",
-    "README.md",
-    "LICENSE*",
-)
+    "model_index.json", "config.json", "scheduler_config.json", "unet/*.json", "scheduler/*.json", "*.index.json",
+    "recipe.json", "README.md", "LICENSE*",
+)  # fmt: skip
 # Class names, because the client's network errors come from another library in each of its major versions.
 _UNREACHABLE = ("Connect", "Timeout", "Offline", "LocalEntryNotFound", "IncompleteSnapshot", "MaxRetry", "gaierror")
 
@@ -36,20 +29,19 @@ def fetch(repository: str) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    folder = Path()
     try:
-        with _calm():
+        with _quiet_client():
             for kind in ("safetensors", "bin"):
                 weights = [f"{prefix}diffusion_pytorch_model*.{kind}" for prefix in ("", "unet/")]
                 folder = Path(snapshot_download(repository, allow_patterns=[*_SETTINGS, *weights]))
                 if any(folder.glob(f"**/diffusion_pytorch_model*.{kind}")):
                     break
+            return folder
     except Exception as error:
+        reason, fix = _reason_and_fix(error)
         raise CheckpointError(
-            f"{repository}: no such folder here, and it cannot be fetched from the Hugging Face hub "
-            f"({_cause(error)}); {_fix(error)}"
+            f"{repository}: no such folder here, and it cannot be fetched from the Hugging Face hub ({reason}); {fix}"
         ) from error
-    return folder
 
 
 def commit_of(folder: Path) -> str | None:
@@ -59,8 +51,8 @@ def commit_of(folder: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _calm() -> Iterator[None]:
-    """No warnings of the client about each retry, and its progress bars on terminals only."""
+def _quiet_client() -> Iterator[None]:
+    """Silences the client's warnings about each retry, and its progress bars unless standard error is a terminal."""
     from huggingface_hub import utils
 
     leave_bars = sys.stderr.isatty() or utils.are_progress_bars_disabled()
@@ -76,27 +68,17 @@ def _calm() -> Iterator[None]:
             utils.enable_progress_bars()
 
 
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _cause(error: BaseException) -> str:
-    status = _status(error)
+def _reason_and_fix(error: Exception) -> tuple[str, str]:
+    """What an error of the client says, in one line, and what to do about it."""
+    kind, status = type(error).__name__, getattr(getattr(error, "response", None), "status_code", None)
     said = getattr(error, "server_message", None) or first_line(error)
-    return f"{type(error).__name__}: {said}" if status is None else f"HTTP {status}: {said.splitlines()[0]}"
-
-
-def _fix(error: BaseException) -> str:
-    """What to do about an error of the client."""
-    kind, status = type(error).__name__, _status(error)
+    reason = f"{kind}: {said}" if status is None else f"HTTP {status}: {said.splitlines()[0]}"
     login = "`hf auth login` or HF_TOKEN"
     if kind == "RepositoryNotFoundError":
         # The hub answers 401 or 404 alike, so as not to tell which private repositories there are.
-        return f"check the name; if it is private or gated, log in with {login}"
-    if status == 401:
-        return f"the token is not valid: renew it with {login}"
-    if status in (403, 404):
-        return f"the token may not read this: use one that may, with {login}"
-    offline = status is None and any(name in kind for name in (*_UNREACHABLE, "ConnectionError"))
+        return reason, f"check the name; if it is private or gated, log in with {login}"
+    if status in (401, 403, 404):
+        return reason, f"the token is not valid or may not read this: use one that may, with {login}"
+    offline = status is None and any(name in kind for name in _UNREACHABLE)
     network = "the network (and that HF_HUB_OFFLINE is not set)" if offline else "the network"
-    return f"check the name and {network}, or download it elsewhere and give its folder"
+    return reason, f"check the name and {network}, or download it elsewhere and give its folder"

@@ -1,4 +1,4 @@
-"""Trained priors from disk or the Hugging Face hub: every file is checked before it is used, nothing is unpickled."""
+"""Loading trained priors from disk or the Hugging Face hub. Every file is checked before use, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 def shipped() -> list[str]:
-    """Names of the checkpoints that come with this package; load_prior takes each."""
+    """The names of the checkpoints that come with this package, which load_prior takes."""
     if not CHECKPOINTS.is_dir():
         return []
     return sorted(folder.name for folder in CHECKPOINTS.iterdir() if (folder / "model_index.json").is_file())
@@ -43,7 +43,7 @@ def load_prior(
     device: a torch device or a name of invdiff.machine.device.DEVICES; precision: the network's arithmetic, a dtype or "auto"
     (bfloat16 where the hardware has it), "fp32", "bf16", "fp16". Weights are held in float32 whatever they were stored in.
     compile: whether torch compiles the network, which takes a minute; `invdiff bench --compile` says when it pays. None:
-    no, but a CUDA device runs it by fused kernels and CUDA graphs. False: no such thing, plain torch.
+    it does not, but a CUDA device runs fused kernels and CUDA graphs. False: neither, plain torch.
     A shipped name goes before a folder of the same name: write "./natural" for the folder.
     Raises UsageError for a source that is none of these, CheckpointError for one that cannot be used.
     """
@@ -102,7 +102,7 @@ def describe_checkpoint(source: str | Path) -> dict[str, Any]:
 
 
 def open_checkpoint(source: str | Path, config: Config = None) -> tuple[Checkpoint, str]:
-    """The checkpoint that a name, path or hub id stands for, and what to call it.
+    """The checkpoint that a name, path or hub id stands for, and its name.
 
     config: settings of a guided-diffusion file, see `invdiff.priors.stored.adm_settings.read_settings`.
     Raises UsageError and CheckpointError as load_prior does, and UsageError if a config is given for anything else.
@@ -118,7 +118,7 @@ def open_checkpoint(source: str | Path, config: Config = None) -> tuple[Checkpoi
 
 
 def _locate(source: str | Path) -> tuple[Path, str]:
-    """The folder or file that a name, path or hub id stands for, and what to call it."""
+    """The folder or file that a name, path or hub id stands for, and its name."""
     text = str(source)
     if isinstance(source, str) and text in shipped():
         return CHECKPOINTS / text, text

@@ -1,4 +1,4 @@
-"""Known pictures to try a prior on: photographs that come with scikit-image, or those of a folder."""
+"""Pictures on which a prior is verified: photographs that come with scikit-image, or those of a folder."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from invdiff.errors import UsageError
 from invdiff.files.images import centre, fit_channels, list_images, read_image
 
 SMALLEST = 300
-"""Pixels that every built-in picture has on each side."""
+"""Every built-in picture has at least so many pixels on each side."""
 
 
 def builtin_pictures(channels: int, side: int) -> torch.Tensor:
     """Two windows each of four photographs that come with scikit-image, (8, C, side, side) in [0, 1].
 
-    Raises UsageError for channels other than 1 and 3, because no photograph has them, and for a side they do not have.
+    Raises UsageError for channels other than 1 and 3, which no photograph has, and for a side larger than theirs.
     """
     import skimage.data
 
@@ -38,9 +38,9 @@ def builtin_pictures(channels: int, side: int) -> torch.Tensor:
 
 
 def read_pictures(data: str | Path, channels: int, side: int, multiple: int, count: int) -> torch.Tensor:
-    """The middles of `count` pictures, evenly taken from a folder (or pattern): (B, C, side, side) in [0, 1].
+    """The central parts of `count` pictures spread evenly over a folder (or pattern): (B, C, side, side) in [0, 1].
 
-    The side shrinks to what the smallest of them has, as a multiple of `multiple`. Raises ImageError and UsageError,
+    The side is reduced to that of the smallest picture, and to a multiple of `multiple`. Raises ImageError and UsageError,
     with the file, for pictures that are too small, of other channels, or far outside [0, 1].
     """
     paths = list_images(data)

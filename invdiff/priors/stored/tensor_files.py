@@ -1,4 +1,4 @@
-"""Files of tensors and of settings, read without running anything that is in them."""
+"""Tensor files and JSON files of checkpoints, read without executing anything that they contain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> Any:
-    """What a `.safetensors` (dict of tensors) or `.pt`, `.pth`, `.bin`, `.ckpt` file holds, on a device.
+    """The content of a `.safetensors` (dict of tensors), `.pt`, `.pth`, `.bin` or `.ckpt` file, on a device.
 
     Pickled code is never run. Raises CheckpointError, in one line, for a file that is missing, truncated, no tensor
     file, or holds other objects than tensors and plain data.
@@ -53,7 +53,7 @@ def _load_torch(path: Path, device: torch.device | str) -> Any:
 
 
 def _what_is_wrong(path: Path, error: Exception) -> str:
-    """Why torch refused a file: by its first bytes, because torch's own advice is to switch the safety off."""
+    """Why torch refused a file, judged by its first bytes; torch's own message advises to switch the safety off."""
     if isinstance(error, OSError):
         return f"cannot be read ({first_line(error)})"
     with path.open("rb") as file:
@@ -67,9 +67,9 @@ def _what_is_wrong(path: Path, error: Exception) -> str:
 
 
 def save_network(network: Any, folder: Path, **options: Any) -> None:
-    """Write a diffusers network: config.json and safetensors, readable by whom the umask lets read.
+    """Write a diffusers network, config.json and safetensors, with the permissions that the umask gives.
 
-    safetensors itself leaves files that only their owner can read, which breaks a checkpoint on shared storage.
+    safetensors itself writes files that only their owner can read, which is of no use on shared storage.
     """
     network.save_pretrained(folder, safe_serialization=True, **options)
     mask = os.umask(0)

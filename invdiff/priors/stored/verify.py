@@ -1,12 +1,12 @@
-"""Is a network what its files say? Denoise known pictures under every reading of it, and see which reading is right.
+"""Check that a network is what its files state: denoise known pictures under every reading of it and compare the errors.
 
 A checkpoint states how its network is to be read: what it predicts (epsilon, x_0, v), on which noise schedule it was
 trained, and that its images lie in [-1, 1]. A wrong statement raises no error: the prior only denoises worse. E[x_0 | x]
 has the least mean squared error of all functions of x, so of several readings of one network the right one denoises best.
 
-Every reading denoises x = x_0 + sigma n for the same pictures x_0 and the same noise n, at five levels sigma, evenly
-spaced in log sigma. One call of the network serves all predictions, because they differ only in what is made of its
-output. A reading is beaten if another one has a higher PSNR in the mean over pictures and levels, by more than `MARGIN`
+Every reading denoises x = x_0 + sigma n for the same pictures x_0 and the same noise n, at five noise levels sigma, evenly
+spaced in log sigma. One network call serves all prediction types, which differ only in how the output is interpreted.
+A reading is beaten if another one has a higher PSNR in the mean over pictures and levels, by more than `MARGIN`
 and by more than three standard errors of the differences between pictures. Tables whose sigma(t) is nearly the same
 (cosine, and scaled_linear from 1e-4 to 0.02) cannot be told apart so: a mistake between them costs less than that.
 """
@@ -26,24 +26,24 @@ from invdiff.errors import NumericalError, UsageError
 from invdiff.priors.network import NetworkPrior
 
 MARGIN = 0.15
-"""dB by which another reading has to be better; a network that ignores t does equally well on every schedule."""
+"""By how many dB another reading must be better. A network that ignores t does equally well on every schedule."""
 
 LEVELS = 5
-_LOWEST, _HIGHEST = 0.02, 2.0  # standard deviations on [0, 1]: about 5/255, and pictures drowned in noise
+_LOWEST, _HIGHEST = 0.02, 2.0  # noise levels on [0, 1], from about 5/255 to one at which pictures cannot be seen
 _RANGES = {"[-1, 1]": (-1.0, 1.0), "[0, 1]": (0.0, 1.0)}
 _STATED_RANGE = "[-1, 1]"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to understand a network: what it predicts, on which schedule, for images in which range."""
+    """One way to interpret a network: its prediction type, its noise schedule and the range of its images."""
 
     prediction: str
     schedule: str
     range: str
 
     def changes(self, stated: Reading) -> list[str]:
-        """A sentence for everything in which this differs from what was stated."""
+        """One sentence for every difference between this reading and the stated one."""
         said = []
         if self.prediction != stated.prediction:
             said.append(
@@ -65,10 +65,11 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify_prior` found. sigmas: (5,); noisy, denoised, trivial: PSNR in dB at each, mean over the pictures:
-    of x, of the stated reading's answer, and of shrinking x towards the picture's own mean, which needs no network.
-    best: the reading that fits; its lead: by how many dB it denoises better than the stated one, in the mean.
-    problems: what is wrong, a sentence each.
+    """The result of `verify_prior`.
+
+    sigmas: the five noise levels. noisy, denoised, trivial: PSNR in dB at each, in the mean over the pictures, of x, of the
+    stated reading's answer, and of shrinking x towards the picture's own mean, which needs no network. best: the reading
+    that fits; lead: by how many dB it denoises better than the stated one on average. problems: one sentence each.
     """
 
     sigmas: tuple[float, ...]
@@ -99,7 +100,7 @@ class Verification:
 
 
 def calls(prior: NetworkPrior) -> int:
-    """How many network calls `verify_prior` makes."""
+    """The number of network calls that `verify_prior` makes."""
     return LEVELS * len(_RANGES) * len(_schedules(prior, "stated"))
 
 
@@ -113,7 +114,7 @@ def verify_prior(
 ) -> Verification:
     """Denoise pictures (B, C, H, W) in [0, 1] under every reading of the prior's network.
 
-    schedule_name: what to call the stated schedule; advance: called after each network call. Raises UsageError for
+    schedule_name: the name of the stated schedule; advance: called after each network call. Raises UsageError for
     pictures of other channels, NumericalError if the network answers with NaN or infinity.
     """
     if pictures.ndim != 4 or not len(pictures):
@@ -139,7 +140,7 @@ def verify_prior(
                 advance()
     psnr = {reading: _psnr(torch.stack(found)) for reading, found in errors.items()}
     stated = Reading(prior.prediction, schedule_name, _STATED_RANGE)
-    # The square of NaN or infinity in an answer; under a wrong reading it only says that this one is wrong.
+    # An answer with NaN or infinity is an error under the stated reading; any other reading is then merely wrong.
     if not torch.isfinite(torch.stack(errors[stated])).all():
         raise NumericalError(f"{prior.name}: the network answers with NaN or infinity")
     psnr = {reading: values for reading, values in psnr.items() if torch.isfinite(values).all()}
@@ -163,7 +164,7 @@ def verify_prior(
 
 
 def _schedules(prior: NetworkPrior, name: str) -> dict[str, Schedule]:
-    """The stated schedule and the usual ones of as many steps that differ from it."""
+    """The stated schedule, and the usual ones with as many steps that differ from it."""
     steps = len(prior.schedule)
     usual = {
         "linear": Schedule.named("linear", steps),
@@ -182,7 +183,7 @@ def _schedules(prior: NetworkPrior, name: str) -> dict[str, Schedule]:
 def _readings(
     prior: NetworkPrior, schedule: Schedule, span: str, x: torch.Tensor, sigma: float
 ) -> list[tuple[str, torch.Tensor]]:
-    """(prediction, E[x_0 | x]) for each prediction, of one call of the network. As NetworkPrior.denoise, any range."""
+    """(prediction type, E[x_0 | x]) for each type from one network call, as NetworkPrior.denoise but for either range."""
     low, high = _RANGES[span]
     scale = high - low
     abar = 1 / (1 + (scale * sigma) ** 2)
@@ -194,11 +195,11 @@ def _readings(
 
 
 def _choose(psnr: dict[Reading, torch.Tensor], stated: Reading) -> Reading:
-    """Of the readings that no other one beats, the one with the fewest changes; the better one of two."""
+    """Among the readings that no other one beats, the one with the fewest changes, and of several the best."""
     top = max(psnr, key=lambda reading: float(psnr[reading].mean()))
 
     def beaten(reading: Reading) -> bool:
-        # One number a picture: between levels the differences vary for good reasons, not by chance.
+        # One number for each picture, because differences between noise levels are systematic and not random.
         difference = (psnr[top] - psnr[reading]).mean(0)
         lead = float(difference.mean())
         error = float(difference.std()) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
@@ -209,7 +210,7 @@ def _choose(psnr: dict[Reading, torch.Tensor], stated: Reading) -> Reading:
 
 
 def _quality(psnr: torch.Tensor, noisy: torch.Tensor, trivial: torch.Tensor, sigmas: tuple[float, ...]) -> list[str]:
-    """What is wrong with a network that is read rightly: it removes no noise, or adds some at single levels."""
+    """The problems of a network under the right reading: it removes no noise, or makes pictures worse at some levels."""
     if float((psnr - trivial).mean()) < MARGIN:
         return [_useless("better than shrinking it towards its mean does")]
     worse = [sigma for sigma, gain in zip(sigmas, (psnr - noisy).mean(1).tolist(), strict=True) if gain < 0]
