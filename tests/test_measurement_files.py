@@ -89,7 +89,8 @@ def test_restore_needs_the_file_alone_and_repeats(folder: Path, prior: str) -> N
     succeed("degrade", "a.png", "-o", "y.npy", *options)
     Path("mask.png").unlink()
     result = succeed("restore", "y.npz", "-o", "x.npy", *FAST, "--prior", prior)
-    assert not result.stderr, result.stderr
+    said = [line for line in result.stderr.splitlines() if "not fitted" not in line]  # by a random network
+    assert not said, said
     record = json.loads(Path("x.npy.json").read_text())
     assert record["noise"]["model"] == "gaussian:sigma=0.05" and record["operator"]["name"] == "inpaint"
     words = shlex.split(record["command"])
