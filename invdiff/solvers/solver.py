@@ -146,17 +146,21 @@ class Solver(Method):
             yield Move(sigma, next_sigma, conditional.clean, conditional.mean, moved)
 
     def impose(self, problem: Problem, prior: Prior, sigma: float, x: torch.Tensor) -> torch.Tensor:
-        """The sample x (B, *image shape), made at the prior's last level sigma, after a data step if y tells more.
+        """The sample x (B, *image shape), made at the last level sigma, after a data step if y tells more than the prior.
 
-        With x_0 ~ N(D, sigma^2 I) of the last level, E[x_0 | y] = argmin ||A x - y||^2 / sigma_y^2 + ||x - D||^2 / sigma^2.
-        For sigma_y >= sigma it would move x by less than the last level left open, and x stays as it is; so it does where a
-        run ends at a higher level, of which sigma^2 is no variance of x_0. In float64: y may tell more digits than the
-        conjugate gradients of single precision give.
+        With x_0 ~ N(x, s^2 I), E[x_0 | y] = argmin ||A x_0 - y||^2 / sigma_y^2 + ||x_0 - x||^2 / s^2. s is the lowest level
+        of the prior, or sigma below it: a run that ends higher has weighed y by sigma_y there, and sigma^2 is no variance of
+        its x_0. For sigma_y >= s the step would move x by less than that level left open, and x stays as it is. In float64,
+        where A takes it: y may tell more digits than the conjugate gradients of single precision give.
         """
-        if not self.consistent or problem.sigma_y >= sigma or sigma > prior.sigma_min:
+        s = min(sigma, prior.sigma_min)
+        if not self.consistent or problem.sigma_y >= s:
             return x
-        wide = x if x.device.type == "mps" else x.double()  # which knows no float64
-        return problem.operator.prox_l2(wide, problem.y.to(wide), (sigma / problem.sigma_y) ** 2).to(x)
+        A, y, gamma = problem.operator, problem.y, (s / problem.sigma_y) ** 2
+        try:
+            return A.prox_l2(x.double(), y.double(), gamma).to(x)
+        except (RuntimeError, TypeError):  # some devices know no float64, nor does an A whose tables are of float32
+            return A.prox_l2(x, y, gamma)
 
     def moves(self, levels: Sequence[float]) -> int:
         """How many Moves `walk` yields for these levels."""

@@ -7,6 +7,8 @@ level, which is far above sigma_y here. Without the data step at the end every o
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,7 +16,10 @@ import torch
 import invdiff
 from invdiff import operators, solvers
 from invdiff.errors import InputWarning
+from invdiff.operator import Operator
 from invdiff.priors import GaussianPrior
+
+pytestmark = pytest.mark.filterwarnings("ignore::invdiff.errors.InputWarning")  # short runs fit ordinary noise roughly
 
 SHAPE = (1, 8, 8)
 # With a decomposition, without one (conjugate gradients), and not linear.
@@ -74,11 +79,42 @@ def test_the_law_sees_the_missing_data_step(name: str, monkeypatch: pytest.Monke
     assert misfit(name, "identity", 1e-6) > 1e-4
 
 
-def test_the_data_step_leaves_ordinary_noise_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    y = measured("identity", 0.05)
-    kept = invdiff.restore(y, "identity", 0.05, prior(), "ddrm", steps=6).samples
-    monkeypatch.setattr(solvers.REGISTRY["ddrm"], "consistent", False)
-    assert torch.equal(kept, invdiff.restore(y, "identity", 0.05, prior(), "ddrm", steps=6).samples)
+@pytest.mark.parametrize("settings", [{"steps": 6}, {"steps": 1}, {"steps": 4, "sigma_min": 0.1}])
+@pytest.mark.parametrize("name", CONSISTENT)
+def test_the_data_step_leaves_ordinary_noise_alone(
+    name: str, settings: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The method has weighed y itself, however high its last level: a data step would count y twice."""
+    y = measured("identity", 0.02)
+    kept = invdiff.restore(y, "identity", 0.02, prior(), name, **settings).samples
+    monkeypatch.setattr(solvers.REGISTRY[name], "consistent", False)
+    assert torch.equal(kept, invdiff.restore(y, "identity", 0.02, prior(), name, **settings).samples)
+
+
+@pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 4, "sigma_min": 0.1}])
+@pytest.mark.parametrize("name", ["ddrm", "diffpir", "mmps", "fps_smc"])
+def test_the_measurement_is_kept_by_runs_that_end_early(name: str, settings: dict[str, float]) -> None:
+    y = measured("identity", 1e-7)
+    assert float(invdiff.restore(y, "identity", 1e-7, prior(), name, **settings).residual.max()) < 3
+
+
+@dataclass(frozen=True, eq=False)
+class SinglePrecision(Operator):
+    """An operator with tables of float32, such as a network, which refuses float64."""
+
+    name: ClassVar[str] = "single_precision"
+    linear: ClassVar[bool] = False
+
+    def A(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.conv2d(x, torch.full((1, 1, 1, 1), 0.8))
+
+
+@pytest.mark.parametrize("name", ["diffpir", "dpir", "mmps"])
+def test_an_operator_of_single_precision_is_imposed_in_it(name: str) -> None:
+    x = measured("identity", 1e-6, torch.float32)
+    y = SinglePrecision().A(x)
+    solution = invdiff.restore(y, SinglePrecision(), 1e-6, prior(), name, steps=4)
+    assert solution.samples.dtype == torch.float32 and float(solution.residual.max()) < 3
 
 
 @pytest.mark.parametrize("sigma_y", [1e-5, 1e-6, 1e-7, 1e-9])
