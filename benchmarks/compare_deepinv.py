@@ -35,8 +35,7 @@ from invdiff.noise import Gaussian, NoiseModel, noise_model
 from invdiff.operator.contract import Operator
 from invdiff.operator.from_file import absolute
 from invdiff.operators import resolve_operator
-from invdiff.priors.counted import CountedPrior
-from invdiff.priors.prior import Prior
+from invdiff.priors.prior import CountedPrior, Prior
 from invdiff.restoration.api import resolve_prior
 from invdiff.scores.comparison import as_image, window
 from invdiff.scores.metrics import psnr, ssim

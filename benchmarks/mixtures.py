@@ -26,7 +26,7 @@ from invdiff.exactness.measures import SLICES, sliced_wasserstein
 from invdiff.exactness.mixture import LAST, MEASURED, SIGMA_MAX, UNIT, mixture_problem, schedule
 from invdiff.exactness.problems import ExactProblem
 from invdiff.machine.random import Draws, generator
-from invdiff.priors.counted import CountedPrior
+from invdiff.priors.prior import CountedPrior
 from invdiff.solvers.solver import Solver
 
 FLOOR = "exact samples"

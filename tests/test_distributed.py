@@ -106,7 +106,7 @@ def alone(root: Path, name: str, resume: bool = False, **changes: object) -> tup
 
 
 def state_of(root: Path, name: str) -> dict:
-    from invdiff.priors.stored.loading import load_tensors
+    from invdiff.priors.stored.tensor_files import load_tensors
 
     state = load_tensors(root / name / "training" / "state.pt")
     del state["seconds"], state["watch"]  # the logs see the crops of the main process alone

@@ -19,7 +19,7 @@ from invdiff.machine.device import memory_format
 from invdiff.priors import DeepinvPrior, GaussianPrior, Prior, describe_checkpoint, shipped
 from invdiff.priors.stored import loading
 from invdiff.priors.stored.environment import explain_import_failure
-from invdiff.priors.stored.loading import load_tensors
+from invdiff.priors.stored.tensor_files import load_tensors
 
 # Exact comparisons need float32; the default "auto" is bfloat16 where the processor has it.
 load_prior = functools.partial(loading.load_prior, device="cpu", precision="fp32")

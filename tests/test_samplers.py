@@ -18,8 +18,7 @@ from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
 from invdiff.machine.random import Draws, generator
 from invdiff.priors import GaussianMixturePrior, GaussianPrior
-from invdiff.priors.counted import CountedPrior
-from invdiff.priors.prior import Prior
+from invdiff.priors.prior import CountedPrior, Prior
 from invdiff.samplers.continuous import VPSDE
 from invdiff.samplers.generation import sample
 from invdiff.specs.parameters import declarations

@@ -76,7 +76,7 @@ def photos(tmp_path_factory):
 
 
 def saved_state(out):
-    from invdiff.priors.stored.loading import load_tensors
+    from invdiff.priors.stored.tensor_files import load_tensors
 
     return load_tensors(out / "training" / "state.pt")
 

@@ -2,7 +2,7 @@
 
 Each takes a path and returns (pixels, description, notes): (H, W, C) float32 with integers divided by their full scale,
 the file's content in words ("8-bit RGB"), and what was done to it. They raise ImageError with the reason and the fix;
-`read_image` puts the file's name in front, and turns any other error of a decoder, on damaged data, into an ImageError.
+`reading` puts the file's name in front, and turns any other error of a decoder, on damaged data, into an ImageError.
 
 PNG specification (chunks, filters): https://www.w3.org/TR/png-3/
 """
@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from invdiff.errors import ImageError
+from invdiff.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,31 @@ _PILLOW_MODES = {
     "CMYK": ("8-bit CMYK", "RGB"),
     "YCbCr": ("8-bit YCbCr", "RGB"),
 }
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Every error in this block, but a UsageError, becomes an ImageError that names the file, the reason and the fix."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ImageError as error:
+        raise ImageError(f"cannot read {path}: {error}") from error
+    except FileNotFoundError:
+        raise ImageError(f"cannot read {path}: no such file. Check the path.") from None
+    except MemoryError as error:
+        raise ImageError(f"cannot read {path}: it does not fit in memory. Crop or downscale it first.") from error
+    except PermissionError as error:
+        raise ImageError(f"cannot read {path}: permission denied. Make it readable (chmod u+r).") from error
+    except Exception as error:  # decoders raise almost any type on a damaged file; --debug shows the chained original
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise ImageError(
+                f"cannot read {path}: it holds Python objects, not numbers. Save numeric arrays."
+            ) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        fix = "It may be damaged or truncated: copy or export it again."
+        raise ImageError(f"cannot read {path} as {path.suffix[1:].upper()}: {reason.rstrip('.')}. {fix}") from error
 
 
 def pixel_limit() -> int:

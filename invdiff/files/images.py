@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from invdiff.errors import ImageError, NumericalError, UsageError
 from invdiff.files.atomic import atomic_path
-from invdiff.files.decoding import read_array, read_npy, read_picture, read_tiff
+from invdiff.files.decoding import read_array, read_npy, read_picture, read_tiff, reading
 from invdiff.files.encoding import encode, rounded
 
 if TYPE_CHECKING:
@@ -93,20 +93,8 @@ def _decoded(path: Path, readers: Mapping[str, Callable[[Path], Decoded]]) -> De
     import numpy as np
 
     _require_file(path)
-    suffix = path.suffix.lower()
-    reader = readers.get(suffix, read_picture)
-    try:
-        pixels, description, notes = reader(path)
-    except ImageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
-    except MemoryError as error:
-        raise ImageError(f"cannot read {path}: it does not fit in memory. Crop or downscale it first.") from error
-    except PermissionError as error:
-        raise ImageError(f"cannot read {path}: permission denied. Make it readable (chmod u+r).") from error
-    except Exception as error:  # decoders raise almost any type on a damaged file; --debug shows the chained original
-        reason = " ".join(str(error).split()) or type(error).__name__
-        fix = "It may be damaged or truncated: copy or export it again."
-        raise ImageError(f"cannot read {path} as {suffix[1:].upper()}: {reason.rstrip('.')}. {fix}") from error
+    with reading(path):
+        pixels, description, notes = readers.get(path.suffix.lower(), read_picture)(path)
     bad = int(pixels.size - np.isfinite(pixels).sum())
     if bad:
         fix = "Repair them first, for instance with numpy.nan_to_num."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from invdiff.errors import ImageError, UsageError
+from invdiff.files.decoding import reading
 from invdiff.files.images import ImageFile
 
 if TYPE_CHECKING:
@@ -63,17 +64,8 @@ def read_raw(path: Path, layout: Layout) -> ImageFile:
     import torch
 
     name, index = _key(layout.key)
-    try:
+    with reading(path):
         array = _stored(path, name)
-    except (ImageError, UsageError, MemoryError, PermissionError):
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"cannot read {path}: no such file. Check the path.") from None
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"cannot read {path}: {reason.rstrip('.')}. It may be damaged or truncated: copy it again."
-        ) from error
     stored = array.shape
     if len(index) > array.ndim or any(i >= n for i, n in zip(index, stored, strict=False)):
         raise UsageError(f"{path}: --key index {list(index)} is outside an array of shape {stored}")
@@ -122,7 +114,7 @@ def _hdf5(path: Path, name: str | None) -> np.ndarray:
     try:
         import h5py
     except ModuleNotFoundError:
-        raise ImageError(f"cannot read {path}: HDF5 files need the package h5py; pip install h5py") from None
+        raise ImageError("HDF5 files need the package h5py; pip install h5py") from None
     with h5py.File(path, "r") as file:
         held: list[str] = []
         file.visititems(lambda entry, item: held.append(entry) if isinstance(item, h5py.Dataset) else None)

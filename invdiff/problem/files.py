@@ -24,6 +24,7 @@ import torch
 
 from invdiff.errors import ImageError, InvdiffError, UsageError
 from invdiff.files.atomic import atomic_path
+from invdiff.files.decoding import reading
 from invdiff.files.images import read_image
 from invdiff.noise import NoiseModel, noise_model
 from invdiff.operator.arrays import fingerprint, own_arrays
@@ -196,31 +197,18 @@ def load(path: str | os.PathLike[str]) -> MeasurementFile:
     """Read a measurement file. Raises ImageError, with the file and the fix, for anything else, a truncated or newer file,
     missing or wrong entries, Python objects, and NaN."""
     path = Path(path)
-    try:
+    with reading(path):
         text, arrays = (_read_npz if path.suffix.lower() == ".npz" else _read_safetensors)(path)
-    except FileNotFoundError:
-        raise ImageError(f"cannot read {path}: no such file. Check the path.") from None
-    except (InvdiffError, MemoryError, PermissionError):
-        raise
-    except Exception as error:  # zip and numpy raise almost any type on damaged data
-        if "allow_pickle" in str(error) or "Object arrays" in str(error):
-            raise ImageError(
-                f"cannot read {path}: it holds Python objects, not numbers. Write numeric arrays."
-            ) from error
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(
-            f"cannot read {path}: {reason.rstrip('.')}. It may be damaged or truncated: copy it again."
-        ) from error
-    try:
-        return MeasurementFile(path, *_checked(text, arrays))
-    except UsageError as error:
-        raise ImageError(f"cannot read {path}: {error}") from error
+        try:
+            return MeasurementFile(path, *_checked(text, arrays))
+        except UsageError as error:
+            raise ImageError(str(error)) from error
 
 
 def _read_npz(path: Path) -> tuple[str | None, dict[str, np.ndarray]]:
     with np.load(path, allow_pickle=False) as file:
         if isinstance(file, np.ndarray):
-            raise ImageError(f"cannot read {path}: it is an .npy file, not an .npz. Rename it.")
+            raise ImageError("it is an .npy file, not an .npz. Rename it.")
         if "measurement" not in file.files:
             return None, {name: np.empty(0) for name in file.files}
         return str(file["measurement"]), {name: file[name] for name in file.files if name != "measurement"}

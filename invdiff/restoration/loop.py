@@ -14,8 +14,7 @@ from invdiff import solvers
 from invdiff.errors import NumericalError, UsageError
 from invdiff.machine.random import Draws
 from invdiff.operator.linalg import SHARE, stopping_early
-from invdiff.priors.counted import CountedPrior
-from invdiff.priors.prior import Prior
+from invdiff.priors.prior import CountedPrior, Prior
 from invdiff.problem.problem import Problem
 
 if TYPE_CHECKING:

@@ -11,8 +11,7 @@ from invdiff import samplers
 from invdiff.errors import NumericalError, UsageError
 from invdiff.machine.random import Draws, generator
 from invdiff.operator.contract import Shape
-from invdiff.priors.counted import CountedPrior
-from invdiff.priors.prior import Prior, Sigma
+from invdiff.priors.prior import CountedPrior, Prior, Sigma
 from invdiff.samplers.sampler import Sampler
 
 

@@ -13,10 +13,9 @@ from together import Together
 from invdiff import operators, samplers, solvers
 from invdiff.errors import UsageError
 from invdiff.machine.random import Draws, generator
-from invdiff.priors.counted import CountedPrior
 from invdiff.priors.gaussian import GaussianPrior
 from invdiff.priors.mixture import GaussianMixturePrior
-from invdiff.priors.prior import Prior
+from invdiff.priors.prior import CountedPrior, Prior
 from invdiff.problem.problem import Problem
 from invdiff.restoration.loop import run
 from invdiff.samplers.transitions import Estimate

@@ -32,19 +32,17 @@ from invdiff.priors.stored.adm_settings import (
     Layout,
     State,
     complete,
-    numbered,
     read_settings,
     text_of,
 )
 from invdiff.priors.stored.diffusers_folder import Checkpoint, check_state, read_scheduler
 from invdiff.priors.stored.tensor_files import load_tensors
 
-_RESNET = {
+_LAYERS = {
     "in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj",
     "out_layers.0": "norm2", "out_layers.3": "conv2", "skip_connection": "conv_shortcut",
+    "norm": "group_norm", "qkv": "to_qkv", "proj_out": "to_out.0", "op": "conv", "conv": "conv",
 }  # fmt: skip
-_ATTENTION = {"norm": "group_norm", "qkv": "to_qkv", "proj_out": "to_out.0"}
-_RESAMPLERS = {"op": "conv", "conv": "conv"}
 _ENDS = {
     "time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
     "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out",
@@ -92,8 +90,10 @@ def convert(state: State, layout: Layout, settings: Mapping[str, Any]) -> State:
     """The state dict under UNet2DModel's names. A weight without a counterpart keeps its name, so that the check of the
     weights reports it."""
     converted: State = {}
+    blocks = _blocks(layout)
     for name, value in state.items():
-        new, _, leaf = _rename(name, layout).rpartition(".")
+        layer, _, leaf = name.rpartition(".")
+        new = _ENDS.get(layer) or _rename(layer, blocks) or ""
         if new == "conv_out":
             value = value[: layout.in_channels].clone()
         if new.endswith((".to_qkv", ".to_out.0")) and leaf == "weight":
@@ -116,40 +116,32 @@ def _split(rows: torch.Tensor, settings: Mapping[str, Any]) -> tuple[torch.Tenso
     return tuple(by_head[:, part].reshape(channels, *rows.shape[1:]) for part in range(3))
 
 
-def _rename(name: str, layout: Layout) -> str:
-    """UNet2DModel's name for a layer of guided-diffusion; the name itself if there is none."""
-    layer, _, leaf = name.rpartition(".")
-    if layer in _ENDS:
-        return f"{_ENDS[layer]}.{leaf}"
-    if not any(numbered(name, group) for group in ("input_blocks", "middle_block", "output_blocks")):
-        return name
-    group, number, rest = name.split(".", 2)
-    if group == "middle_block":
-        place = {"0": "mid_block.resnets.0", "1": "mid_block.attentions.0", "2": "mid_block.resnets.1"}.get(number)
-        inner = rest.rpartition(".")[0]
-    else:
-        part, _, inner = rest.rpartition(".")[0].partition(".")
-        place = _place(group, int(number), part, inner, layout)
-    for table in (_RESNET, _ATTENTION, _RESAMPLERS):
-        if place is not None and inner in table:
-            return f"{place}.{table[inner]}.{leaf}"
-    return name
+def _rename(layer: str, blocks: Mapping[str, str]) -> str | None:
+    """UNet2DModel's name for a layer inside a block of guided-diffusion; None if there is none."""
+    parts = layer.split(".")
+    depth = 2 if parts[0] == "middle_block" else 3
+    block, inner = blocks.get(".".join(parts[:depth])), _LAYERS.get(".".join(parts[depth:]))
+    return f"{block}.{inner}" if block and inner else None
 
 
-def _place(group: str, number: int, part: str, inner: str, layout: Layout) -> str | None:
-    """The place in a UNet2DModel of part `part` of block `number`: a level's resnets, attentions or resampler."""
-    per_level = layout.num_res_blocks + 1
-    if group == "input_blocks":
-        level, index = divmod(number - 1, per_level)
-        if index == layout.num_res_blocks:
-            return f"down_blocks.{level}.downsamplers.0"
-        return f"down_blocks.{level}.{'resnets' if part == '0' else 'attentions'}.{index}"
-    level, index = divmod(number, per_level)
-    if part == "0":
-        return f"up_blocks.{level}.resnets.{index}"
-    if inner in _ATTENTION:
-        return f"up_blocks.{level}.attentions.{index}"
-    return f"up_blocks.{level}.upsamplers.0"
+def _blocks(layout: Layout) -> dict[str, str]:
+    """guided-diffusion's name of every block -> UNet2DModel's: the resnets, attentions and resampler of each level."""
+    middle = ("mid_block.resnets.0", "mid_block.attentions.0", "mid_block.resnets.1")
+    names = {f"middle_block.{part}": name for part, name in enumerate(middle)}
+    repeats = layout.num_res_blocks
+    for level, (attends, attends_up) in enumerate(zip(layout.attention, reversed(layout.attention), strict=True)):
+        down, up, first = f"down_blocks.{level}", f"up_blocks.{level}", level * (repeats + 1)
+        for index in range(repeats):
+            names[f"input_blocks.{first + 1 + index}.0"] = f"{down}.resnets.{index}"
+            if attends:
+                names[f"input_blocks.{first + 1 + index}.1"] = f"{down}.attentions.{index}"
+        names[f"input_blocks.{first + 1 + repeats}.0"] = f"{down}.downsamplers.0"
+        for index in range(repeats + 1):
+            names[f"output_blocks.{first + index}.0"] = f"{up}.resnets.{index}"
+            if attends_up:
+                names[f"output_blocks.{first + index}.1"] = f"{up}.attentions.{index}"
+            names[f"output_blocks.{first + index}.{2 if attends_up else 1}"] = f"{up}.upsamplers.0"
+    return names
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ A setting has the name of guided-diffusion's flag (`scripts/image_sample.py --nu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,7 @@ class Layout:
         out_channels = shape("out.2.weight", 4)[0]
         shape("middle_block.1.qkv.weight", 3)
         entering, blocks = (
-            {int(name.split(".")[1]) for name in state if numbered(name, group)}
+            {int(found[1]) for name in state if (found := re.match(rf"{group}\.(\d+)\.", name))}
             for group in ("input_blocks", "output_blocks")
         )
         count = len(blocks)
@@ -160,12 +161,6 @@ class Layout:
 
 
 _UP_MARKS = ("1.in_layers.2.weight", "2.in_layers.2.weight", "1.conv.weight", "2.conv.weight")
-
-
-def numbered(name: str, group: str) -> bool:
-    """Whether a name has the form `group.3.anything`."""
-    parts = name.split(".")
-    return parts[0] == group and len(parts) > 2 and parts[1].isdecimal()
 
 
 def complete(layout: Layout, given: dict[str, Any], path: Path) -> dict[str, Any]:

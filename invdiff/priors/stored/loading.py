@@ -15,9 +15,6 @@ from invdiff.priors.prior import Prior
 from invdiff.priors.stored.adm_settings import Config
 from invdiff.priors.stored.diffusers_folder import Checkpoint, DiffusersFolder
 from invdiff.priors.stored.hub import HUB_ID, fetch
-from invdiff.priors.stored.tensor_files import load_tensors
-
-__all__ = ["describe_checkpoint", "load_prior", "load_tensors", "open_checkpoint", "shipped"]
 
 CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
 _FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
