@@ -92,7 +92,7 @@ def elbo(
     """
     from tqdm import tqdm
 
-    from invdiff.files.atomic import holds
+    from invdiff.files.atomic import has_mark
     from invdiff.files.images import list_images, write_json
     from invdiff.machine.versions import package_versions
     from invdiff.restoration.api import resolve_prior
@@ -101,7 +101,7 @@ def elbo(
     paths = list_images(data)[:limit]
     if out is not None and not out.lower().endswith(".json"):
         raise UsageError(f"-o {out}: must end in .json")
-    targets = files.check_results({"-o": out}, overwrite, lambda path: holds(path, MARK))
+    targets = files.check_results({"-o": out}, overwrite, lambda path: has_mark(path, MARK))
     images, inputs = _read(paths, crop)
     network = resolve_prior(prior, device, precision)
     bar_off = quiet or not sys.stderr.isatty()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from invdiff.machine.threads import Behind, ahead
+from invdiff.machine.threads import Background, prepared
 
 from . import errors
 from .files import Job
@@ -72,8 +72,8 @@ def run(jobs: Sequence[Job], settings: Settings) -> int:
         except Exception as error:
             fail(reading.job, error)
 
-    with Behind(AHEAD * settings.batch_size) as behind:
-        readings = ahead(partial(read, settings=settings), jobs, AHEAD * settings.batch_size)
+    with Background(AHEAD * settings.batch_size) as behind:
+        readings = prepared(partial(read, settings=settings), jobs, AHEAD * settings.batch_size)
         for batch in batches(readings, settings.batch_size, settings.samples == "auto", fail):
             attempt(batch)
     if failed:

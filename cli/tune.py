@@ -152,7 +152,7 @@ def tune(
 
 def _target(out: str, overwrite: bool) -> Path:
     """The preset's path, checked before anything is computed."""
-    from invdiff.files.atomic import holds
+    from invdiff.files.atomic import has_mark
     from invdiff.restoration.presets import KIND
 
     path = Path(out)
@@ -160,7 +160,7 @@ def _target(out: str, overwrite: bool) -> Path:
         raise UsageError(f"-o {out}: a preset is a .yaml file, e.g. -o {path.with_suffix('.yaml')}")
     if path.is_dir():
         raise UsageError(f"-o {out}: is a folder; name a file in it")
-    if path.exists() and not overwrite and not holds(path, KIND):
+    if path.exists() and not overwrite and not has_mark(path, KIND):
         raise UsageError(f"{path} exists and is no preset; choose another -o, or use --overwrite")
     return path
 

@@ -81,13 +81,13 @@ def validate(
     from invdiff import solvers
     from invdiff.exactness import batteries, page, running
     from invdiff.exactness import text as report
-    from invdiff.files.atomic import all_or_nothing, atomic_path, holds
+    from invdiff.files.atomic import all_or_nothing, atomic_path, has_mark
     from invdiff.files.images import write_json
     from invdiff.machine.versions import package_versions
     from invdiff.operator.from_file import absolute
 
     results = {"--json": json_file, "--html": html_file}
-    targets = files.check_results(results, overwrite, lambda path: holds(path, page.MARK))
+    targets = files.check_results(results, overwrite, lambda path: has_mark(path, page.MARK))
     operators = tuple(map(absolute, operators))  # the text is what the random numbers are keyed by
     chosen = list(dict.fromkeys(specs)) or solvers.names()
     for spec in chosen:

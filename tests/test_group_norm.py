@@ -11,7 +11,7 @@ from tiny import tiny_prior
 
 import invdiff
 from invdiff.priors.gpu import group_norm
-from invdiff.priors.gpu.group_norm import GroupNorm, quicken
+from invdiff.priors.gpu.group_norm import GroupNorm, use_fast_gradients
 
 
 def norm(channels: int = 12, groups: int = 4) -> torch.nn.GroupNorm:
@@ -40,7 +40,7 @@ def test_it_is_torchs_to_rounding(shape: tuple[int, ...], monkeypatch: pytest.Mo
     torchs, x, g = norm(), picture(shape), picture(shape).flip(-1).contiguous(memory_format=torch.channels_last)
     exact = gradient(copy.deepcopy(torchs).double(), x.double(), g.double())
     ours = copy.deepcopy(torchs)
-    quicken(ours)
+    use_fast_gradients(ours)
     assert torch.equal(ours(x), torchs(x)) and isinstance(ours, GroupNorm)
 
     def error(module: torch.nn.Module) -> float:
@@ -54,7 +54,7 @@ def test_it_is_torchs_to_rounding(shape: tuple[int, ...], monkeypatch: pytest.Mo
 
 def test_torchs_own_answers_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, x = norm(), picture((1, 12, 8, 8))
-    quicken(ours)
+    use_fast_gradients(ours)
     monkeypatch.setattr(group_norm._Quick, "apply", None)  # who calls it fails
     ours(x)
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_torchs_own_answers_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_gradient_of_the_gradient() -> None:
     ours = norm()
-    quicken(ours)
+    use_fast_gradients(ours)
     found = []
     for module in (ours, norm()):
         x = picture((1, 12, 8, 8)).requires_grad_(True)

@@ -256,22 +256,22 @@ def test_inputs_of_one_kind_run_together_wherever_they_stand():
 
 
 def test_what_is_read_ahead_and_written_behind_keeps_its_order_and_its_errors():
-    from invdiff.machine.threads import Behind, ahead
+    from invdiff.machine.threads import Background, prepared
 
     made: list[int] = []
-    results = ahead(lambda k: made.append(k) or 10 // k, [5, 0, 2, 1], 1)
+    results = prepared(lambda k: made.append(k) or 10 // k, [5, 0, 2, 1], 1)
     assert next(results)[1].result() == 2 and len(made) <= 2
     item, failing = next(results)
     with pytest.raises(ZeroDivisionError):
         failing.result()
     assert item == 0 and [future.result() for _, future in results] == [5, 10]
     done: list[int] = []
-    with pytest.raises(ZeroDivisionError), Behind(2) as behind:
+    with pytest.raises(ZeroDivisionError), Background(2) as behind:
         for k in (1, 2, 0, 4):
             behind.submit(lambda k=k: done.append(10 // k))
     assert done[:2] == [10, 5]
     done.clear()
-    with pytest.raises(KeyboardInterrupt), Behind(2) as behind:
+    with pytest.raises(KeyboardInterrupt), Background(2) as behind:
         behind.submit(done.append, 1)
         raise KeyboardInterrupt
     assert done == [1]

@@ -18,7 +18,7 @@ from invdiff.evaluation.protocol import Protocol
 from invdiff.evaluation.scoring import result_lines
 from invdiff.evaluation.store import Line, Place, Run, Store
 from invdiff.machine.memory import is_out_of_memory, peak_memory
-from invdiff.machine.threads import Behind, ahead
+from invdiff.machine.threads import Background, prepared
 from invdiff.priors.prior import Prior
 from invdiff.priors.tiled import WHOLE
 from invdiff.problem.simulation import degrade
@@ -111,8 +111,8 @@ def evaluate(
                 outcome.done += 1
             progress(restored.batch.task, line, by_image.get(line["image"]))
 
-    with Behind(AHEAD) as behind:
-        for batch, images in ahead(read, schedule(plan, run.done, batch_size, limit, share), AHEAD):
+    with Background(AHEAD) as behind:
+        for batch, images in prepared(read, schedule(plan, run.done, batch_size, limit, share), AHEAD):
             behind.submit(finish, Restored(batch, list(_restored(batch, images.result(), batch_size))))
     return outcome
 

@@ -178,7 +178,7 @@ def drop_torn_line(file: io.FileIO) -> int:
     return end if end == size else file.truncate(end)
 
 
-def holds(path: str | os.PathLike[str], mark: str) -> bool:
+def has_mark(path: str | os.PathLike[str], mark: str) -> bool:
     """Whether a text file has `mark` near its beginning, by which a command knows the files that it wrote itself."""
     try:
         return mark in Path(path).read_text(encoding="utf-8")[:2000]

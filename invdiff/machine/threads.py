@@ -52,7 +52,7 @@ class StopFlag:
 
 
 @contextlib.contextmanager
-def beside(task: Callable[..., object]) -> Iterator[None]:
+def in_background(task: Callable[..., object]) -> Iterator[None]:
     """Runs task(stop=...) in a thread while the block runs; once the block has ended, stop() returns true."""
     ended = threading.Event()
     thread = threading.Thread(target=task, kwargs={"stop": ended.is_set}, daemon=True)
@@ -64,7 +64,7 @@ def beside(task: Callable[..., object]) -> Iterator[None]:
         thread.join()
 
 
-def ahead(
+def prepared(
     make: Callable[[Item], T], items: Iterable[Item], count: int, workers: int = 1
 ) -> Generator[tuple[Item, Future[T]], None, None]:
     """(item, the future of make(item)) in order; `workers` threads make the results at most `count` items in advance."""
@@ -81,7 +81,7 @@ def ahead(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Behind:
+class Background:
     """Runs tasks one after the other in a thread while the caller goes on; `submit` waits while more than `count` are left.
 
     An error of a task is raised by a later `submit` or at the end of the block. Where the block is left by an exception,
@@ -98,7 +98,7 @@ class Behind:
         while len(self._waiting) > self._count or (self._waiting and self._waiting[0].done()):
             self._waiting.popleft().result()
 
-    def __enter__(self) -> Behind:
+    def __enter__(self) -> Background:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:

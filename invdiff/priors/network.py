@@ -16,7 +16,7 @@ from invdiff.errors import UsageError
 from invdiff.machine.device import autocast, check_compiler, keep_single_precision, memory_format
 from invdiff.priors.gaussian_images import GaussianImages
 from invdiff.priors.gpu.cuda_network import CudaNetwork
-from invdiff.priors.gpu.group_norm import quicken
+from invdiff.priors.gpu.group_norm import use_fast_gradients
 from invdiff.priors.prior import Prior, Sigma, per_sample
 
 
@@ -60,7 +60,7 @@ class NetworkPrior(Prior):
         identity: dict[str, Any] | None = None,
     ) -> None:
         self.network: torch.nn.Module = network.eval().requires_grad_(False)
-        quicken(self.network)
+        use_fast_gradients(self.network)
         self.schedule = schedule
         self.channels = channels
         self.prediction: str = check_prediction(prediction)
@@ -71,7 +71,7 @@ class NetworkPrior(Prior):
             check_compiler()
         self._compiled: Any = None
         self._quick: CudaNetwork | None = None
-        self._plainly = False
+        self._plain = False
         self.high_noise = high_noise
         self.name = name
         self.identity: dict[str, Any] = identity or {}
@@ -112,14 +112,14 @@ class NetworkPrior(Prior):
                 return self.high_noise.denoise(x, sigma)
             if above.any():
                 chosen = torch.from_numpy(above).to(x.device).reshape(-1, 1, 1, 1)
-                return torch.where(chosen, self.high_noise.denoise(x, sigma), self._ask(x, sigma))
-        return self._ask(x, sigma)
+                return torch.where(chosen, self.high_noise.denoise(x, sigma), self._denoise_by_network(x, sigma))
+        return self._denoise_by_network(x, sigma)
 
     def in_closed_form(self, sigma: Sigma) -> bool:
         """Whether the Gaussian model alone denoises at these noise levels; it needs the image as a whole."""
         return self.high_noise is not None and bool((_to_numpy(sigma) > self.sigma_start).all())
 
-    def _ask(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
+    def _denoise_by_network(self, x: torch.Tensor, sigma: Sigma) -> torch.Tensor:
         levels = per_sample(sigma, x) * 2
         times = self.schedule.t(_to_numpy(sigma).reshape(-1) * 2)
         if len(times) == 1:  # one number is created on the device, which then need not wait for a copy
@@ -139,36 +139,36 @@ class NetworkPrior(Prior):
 
     def call_network(self, x_t: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """The network's output for x_t (B, C, H, W) on [-1, 1], with H and W multiples of `multiple`, and t (B,)."""
-        plain = not torch.is_grad_enabled()
+        no_gradient = not torch.is_grad_enabled()
         weights = next(self.network.parameters()).dtype
-        with torch.inference_mode(plain), autocast(x_t.device, self.precision):
-            output = self._callable(plain)(x_t.to(weights), t)
+        with torch.inference_mode(no_gradient), autocast(x_t.device, self.precision):
+            output = self._callable(no_gradient)(x_t.to(weights), t)
         return getattr(output, "sample", output)
 
-    def _callable(self, plain: bool) -> Any:
-        """The network, or its fastest form on this device. plain: whether no gradient is wanted; a compiled network allows
-        one backward pass only, so it is used for these calls alone."""
-        if self._plainly:
+    def _callable(self, no_gradient: bool) -> Any:
+        """The network, or its fastest form on this device. A compiled network allows one backward pass only, so it is used
+        for calls without a gradient."""
+        if self._plain:
             return self.network
         if self.compile is None and self.device.type == "cuda" and self.precision != torch.float32:
             if self._quick is None or self._quick.precision != self.precision or self._quick.device != self.device:
                 with torch.inference_mode(False):  # so that its weights can be used where gradients are wanted, too
                     self._quick = CudaNetwork(self.network, self.precision)
             return self._quick
-        if not (self.compile and plain):
+        if not (self.compile and no_gradient):
             return self.network
         if self._compiled is None:
             self._compiled = torch.compile(self.network)
         return self._compiled
 
     @contextlib.contextmanager
-    def plainly(self) -> Iterator[None]:
+    def plain_network(self) -> Iterator[None]:
         """A context in which `network` itself is called and no faster form of it, so that its modules can be replaced."""
-        before, self._plainly = self._plainly, True
+        before, self._plain = self._plain, True
         try:
             yield
         finally:
-            self._plainly = before
+            self._plain = before
 
     def forget_graphs(self) -> None:
         """Free the CUDA memory that is held only to make later calls faster."""

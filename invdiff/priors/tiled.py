@@ -221,7 +221,7 @@ class TiledPrior(WrappedPrior):
         norms = self._norms()
         if not norms:
             return []
-        with self.prior.plainly(), replaced({norm: taking(norm) for norm in norms}), self._needed(x):
+        with self.prior.plain_network(), replaced({norm: taking(norm) for norm in norms}), self._needed(x):
             self.prior.denoise(windows(x, WINDOWS, self._window, self.prior.multiple), sigma)
         return [value for norm in norms for value in found[norm]]
 
@@ -232,7 +232,10 @@ class TiledPrior(WrappedPrior):
 
         norms = self._norms()
         parts = zip(norms, statistics[::2], statistics[1::2], strict=True)
-        with self.prior.plainly(), replaced({norm: using(norm, mean, variance) for norm, mean, variance in parts}):
+        with (
+            self.prior.plain_network(),
+            replaced({norm: using(norm, mean, variance) for norm, mean, variance in parts}),
+        ):
             yield
 
     def _norms(self) -> list[torch.nn.GroupNorm]:

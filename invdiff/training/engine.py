@@ -16,7 +16,7 @@ from invdiff.diffusion.schedule import Schedule
 from invdiff.errors import NumericalError, UsageError
 from invdiff.files.images import centre
 from invdiff.machine.device import choose_precision, keep_single_precision
-from invdiff.machine.threads import StopFlag, ahead, beside, cores
+from invdiff.machine.threads import StopFlag, cores, in_background, prepared
 from invdiff.priors.stored.tensor_files import read_json
 from invdiff.training.checkpoint import TrainingState, replacing, state_path, write_recipe
 from invdiff.training.config import TrainingConfig
@@ -177,8 +177,8 @@ def _batches(feeder: Feeder, step: int, device: torch.device, stop: StopFlag) ->
         workers = 1
         if device.type != "cpu":  # the processor has nothing else to do than to prepare batches
             workers = max(1, min(8, cores() - 1))
-            stack.enter_context(beside(photographs.preload))
-        made = stack.enter_context(contextlib.closing(ahead(feeder, itertools.count(step), workers + 3, workers)))
+            stack.enter_context(in_background(photographs.preload))
+        made = stack.enter_context(contextlib.closing(prepared(feeder, itertools.count(step), workers + 3, workers)))
         yield (batch.result() for _, batch in made)
 
 

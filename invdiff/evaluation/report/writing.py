@@ -11,7 +11,7 @@ from invdiff.evaluation.report import comparing, figures, page, results
 from invdiff.evaluation.report.page import MARK, Plot
 from invdiff.evaluation.report.rows import Group, Row, groups
 from invdiff.evaluation.store import Run, load
-from invdiff.files.atomic import all_or_nothing, atomic_path, holds
+from invdiff.files.atomic import all_or_nothing, atomic_path, has_mark
 from invdiff.files.pages import tables
 
 PAGE = "report.html"
@@ -126,7 +126,7 @@ def _target(out: Source) -> Path:
     target = Path(out)
     if target.exists() and not target.is_dir():
         raise UsageError(f"--out {target} is a file; give a folder")
-    if target.is_dir() and any(target.iterdir()) and not holds(target / PAGE, MARK):
+    if target.is_dir() and any(target.iterdir()) and not has_mark(target / PAGE, MARK):
         raise UsageError(f"--out {target} holds files that are not of a report; give a new folder")
     return target
 

@@ -50,7 +50,7 @@ class GroupNorm(torch.nn.GroupNorm):
             return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
 
 
-def quicken(network: torch.nn.Module) -> None:
+def use_fast_gradients(network: torch.nn.Module) -> None:
     """Give all of a network's GroupNorms that gradient."""
     for module in network.modules():
         if type(module) is torch.nn.GroupNorm:
