@@ -56,11 +56,7 @@ _TABLES: dict[str, Callable[..., Array]] = {
     "quadratic": scaled_linear_betas,
     "cosine": lambda steps, start, end: cosine_betas(steps),
 }
-_DIFFUSERS_NAMES = {
-    "linear": "linear",
-    "scaled_linear": "scaled_linear",
-    "squaredcos_cap_v2": "cosine",
-}
+_DIFFUSERS_NAMES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
 @dataclass(frozen=True, eq=False)

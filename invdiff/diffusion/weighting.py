@@ -91,12 +91,7 @@ def reference_error(schedule: Schedule, sigma_data: float = 0.5) -> np.ndarray:
 
 
 def normalisation(
-    name: str,
-    schedule: Schedule,
-    probabilities: np.ndarray,
-    *,
-    gamma: float = 5.0,
-    sigma_data: float = 0.5,
+    name: str, schedule: Schedule, probabilities: np.ndarray, *, gamma: float = 5.0, sigma_data: float = 0.5
 ) -> float:
     """The factor c that gives c w(t) the expected loss of `simple` at the reference error r(t), t being drawn with these
     probabilities p(t), (T,):

@@ -128,12 +128,7 @@ class GaussianImages:
         down, right = np.arange(height) / (2 * height), np.arange(width) / (2 * width)
         square = down[:, None] ** 2 + right[None, :] ** 2 + self.corner**2 / (height * width)
         spectrum = variances.clip(min=0)[:, None, None] * self.scale * square ** (-self.exponent / 2)
-        return (
-            torch.from_numpy(spectrum).to(x),
-            torch.from_numpy(basis).to(x),
-            _dct(height).to(x),
-            _dct(width).to(x),
-        )
+        return torch.from_numpy(spectrum).to(x), torch.from_numpy(basis).to(x), _dct(height).to(x), _dct(width).to(x)
 
 
 def _dct(n: int) -> torch.Tensor:

@@ -26,15 +26,7 @@ from typing import Any, ClassVar
 import torch
 
 from invdiff.errors import CheckpointError, UsageError
-from invdiff.priors.stored.adm_settings import (
-    SCHEDULES,
-    Config,
-    Layout,
-    State,
-    complete,
-    read_settings,
-    text_of,
-)
+from invdiff.priors.stored.adm_settings import SCHEDULES, Config, Layout, State, complete, read_settings, text_of
 from invdiff.priors.stored.diffusers_folder import Checkpoint, check_state, read_scheduler
 from invdiff.priors.stored.tensor_files import load_tensors
 
